@@ -1,0 +1,17 @@
+"""hyprjax: recurrent spiking neural networks trained with HYPR, forward gradients at constant memory."""
+
+from hyprjax import surrogate as surrogate
+from hyprjax._cell import Cell as Cell
+from hyprjax._cell import init_layer as init_layer
+from hyprjax._hypr import hypr_grad as hypr_grad
+from hyprjax._hypr import hypr_stream as hypr_stream
+from hyprjax._hypr import hypr_value_and_grad as hypr_value_and_grad
+from hyprjax._stream import stream as stream
+from hyprjax._stream import unroll as unroll
+from hyprjax.cells import alif as alif
+from hyprjax.cells import brf as brf
+from hyprjax.cells import leaky_integrator as leaky_integrator
+from hyprjax.cells import lif as lif
+from hyprjax.cells import se_adlif as se_adlif
+
+__version__ = "0.1.0"

@@ -1,0 +1,168 @@
+"""The cell protocol: a spiking neuron model is three pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+NeuronParams = PyTree[Float[Array, " n"]]
+State = PyTree[Float[Array, "*batch n"]]
+Params = dict[str, Any]
+Initializer = Callable[..., Array]
+Init = float | tuple[float, float] | Initializer
+
+
+@runtime_checkable
+class InitFn(Protocol):
+    """Initialises the parameters of `n` neurons."""
+
+    def __call__(self, key: PRNGKeyArray, n: int) -> NeuronParams:
+        """Returns a pytree of `[n]` arrays; every leaf is trained."""
+        ...
+
+
+@runtime_checkable
+class RestFn(Protocol):
+    """The state of neurons that have received no input yet."""
+
+    def __call__(self, neuron: NeuronParams, batch_shape: tuple[int, ...], dtype: Any) -> State:
+        """Returns a pytree of `[*batch_shape, n]` arrays of `dtype`, the same structure as `step`'s."""
+        ...
+
+
+@runtime_checkable
+class StepFn(Protocol):
+    """One time step of the dynamics, element-wise over neurons and batch."""
+
+    def __call__(
+        self, neuron: NeuronParams, state: State, current: Float[Array, "*batch n"]
+    ) -> tuple[State, Float[Array, "*batch n"]]:
+        """Returns `(next state, output)`; the output is the spike, or whatever the neuron sends on."""
+        ...
+
+
+@runtime_checkable
+class WeightsFn(Protocol):
+    """Draws the synaptic weights of a layer."""
+
+    def __call__(self, key: PRNGKeyArray, n_in: int, n_out: int) -> tuple[Array, Array]:
+        """Returns `w_in` `[n_in, n_out]` and `w_rec` `[n_out, n_out]`."""
+        ...
+
+
+def xavier_uniform(key: PRNGKeyArray, n_in: int, n_out: int) -> tuple[Array, Array]:
+    """Glorot-uniform draw of `w_in` and `w_rec` as one matrix with fan-in `n_in + n_out`."""
+    w = jax.nn.initializers.glorot_uniform()(key, (n_in + n_out, n_out))
+    return w[:n_in], w[n_in:]
+
+
+class Cell(NamedTuple):
+    """A neuron model: pure functions, no state of its own.
+
+    Anything element-wise over neurons may stand in `step`: any number of state variables, any
+    nonlinearity. Surrogate gradients come from the spike function used (`hyprjax.surrogate`).
+    The library differentiates `step`; no trace is derived by hand.
+
+    Attributes:
+      init: `(key, n) -> neuron parameters`, a pytree of `[n]` arrays.
+      rest: `(neuron, batch_shape, dtype) -> state`, a pytree of `[*batch_shape, n]` arrays.
+      step: `(neuron, state, current) -> (state, output)`.
+      weights: `(key, n_in, n_out) -> (w_in, w_rec)`, the draw `init_layer` uses; Glorot-uniform
+        over both matrices together unless the model's paper has its own.
+
+    Example:
+      A leaky integrate-and-fire neuron with a hard reset to zero:
+
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> spike = hj.surrogate.fast_sigmoid()
+      >>> def step(neuron, v, current):
+      ...     v = neuron["decay"] * v + current
+      ...     z = spike(v - 1.0)
+      ...     return v * (1.0 - z), z
+      >>> cell = hj.Cell(
+      ...     init=lambda key, n: {"decay": jnp.full(n, 0.9)},
+      ...     rest=lambda neuron, batch_shape, dtype: jnp.zeros((*batch_shape, len(neuron["decay"])), dtype),
+      ...     step=step,
+      ... )
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=5, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((20, 2, 3))).shape
+      (20, 2, 5)
+    """
+
+    init: InitFn
+    rest: RestFn
+    step: StepFn
+    weights: WeightsFn = xavier_uniform
+
+
+def init_layer(
+    key: PRNGKeyArray,
+    cell: Cell,
+    n_in: int,
+    n_out: int,
+    *,
+    recurrent: bool = False,
+    bias: bool = True,
+    dtype: Any = jnp.float32,
+) -> Params:
+    """Initialises one layer: synapses as `cell.weights` draws them, bias zero, neurons as `cell.init` does.
+
+    The result is a plain dict. Masks, sign constraints or low-rank factors are ordinary JAX
+    applied to a leaf before `unroll`; the chain rule does the rest.
+
+    Args:
+      key: PRNG key.
+      cell: the neuron model.
+      n_in: number of inputs.
+      n_out: number of neurons.
+      recurrent: whether the layer's output feeds back through `w_rec` one step later.
+      bias: whether the neurons have a bias current.
+      dtype: floating dtype of every leaf.
+
+    Returns:
+      `{"w_in": [n_in, n_out], "w_rec": [n_out, n_out]?, "bias": [n_out]?, "neuron": {...}}`.
+
+    Raises:
+      ValueError: `n_in` or `n_out` is not a positive int.
+
+    Example:
+      >>> import jax, hyprjax as hj
+      >>> params = hj.init_layer(jax.random.key(0), hj.brf(), n_in=4, n_out=36, recurrent=True)
+      >>> jax.tree.map(lambda p: p.shape, params)
+      {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
+    """
+    for name, size in (("n_in", n_in), ("n_out", n_out)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
+    key_weights, key_neuron = jax.random.split(key)
+    w_in, w_rec = cell.weights(key_weights, n_in, n_out)
+    params = {"w_in": w_in, "neuron": cell.init(key_neuron, n_out)}
+    if recurrent:
+        params["w_rec"] = w_rec
+    if bias:
+        params["bias"] = jnp.zeros(n_out)
+    return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def draw(key: PRNGKeyArray, init: Init, n: int) -> Float[Array, " n"]:
+    """Draws one neuron parameter: a number for all, a `(low, high)` uniform range, or an initializer."""
+    if callable(init):
+        return init(key, (n,))
+    if isinstance(init, tuple):
+        low, high = init
+        return jax.random.uniform(key, (n,), minval=low, maxval=high)
+    return jnp.full((n,), init, dtype=float)
+
+
+def zeros_state(*names: str) -> RestFn:
+    """The rest state of a model whose variables `names` all start at zero."""
+
+    def rest(neuron: NeuronParams, batch_shape: tuple[int, ...], dtype: Any) -> dict[str, Array]:
+        n = jax.tree.leaves(neuron)[0].shape[-1]
+        return {name: jnp.zeros((*batch_shape, n), dtype) for name in names}
+
+    return rest

@@ -1,0 +1,357 @@
+"""The neuron models, one section each: equations, source, maker.
+
+Time is in steps wherever nothing else is said: a time constant of 20 is 20 steps. A parameter's
+initial value is a number (the same for all neurons), a `(low, high)` range (drawn uniformly) or an
+initializer `(key, shape) -> array`. `z[t]` is the spike, `I[t]` the synaptic current,
+`Θ` the spike function with its surrogate derivative, `sg` a stopped gradient.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array
+
+from hyprjax import surrogate
+from hyprjax._cell import Cell, Init, draw, zeros_state
+
+
+def _decay(tau: Array) -> Array:
+    return jnp.exp(-1 / jnp.maximum(jnp.abs(tau), 1e-3))
+
+
+def _clip(x: Array, low: float, high: float) -> Array:
+    """Clips with a straight-through gradient, so that a parameter at its bound can return."""
+    return x + stop_gradient(jnp.clip(x, low, high) - x)
+
+
+def _normal_fan_in(key: Array, n_in: int, n_out: int) -> tuple[Array, Array]:
+    """Normal weights of standard deviation 1/sqrt(fan-in) (Bellec et al. 2020)."""
+    key_in, key_rec = jax.random.split(key)
+    w_in = jax.random.normal(key_in, (n_in, n_out)) / n_in**0.5
+    w_rec = jax.random.normal(key_rec, (n_out, n_out)) / n_out**0.5
+    return w_in, w_rec
+
+
+def _uniform_orthogonal(key: Array, n_in: int, n_out: int) -> tuple[Array, Array]:
+    """Input weights uniform within 1/sqrt(n_in), orthogonal recurrent weights (Baronig et al. 2024)."""
+    key_in, key_rec = jax.random.split(key)
+    w_in = jax.random.uniform(key_in, (n_in, n_out), minval=-(n_in**-0.5), maxval=n_in**-0.5)
+    return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))
+
+
+# --- leaky integrate-and-fire ---------------------------------------------------------------------
+
+
+def lif(
+    tau: Init = 20.0,
+    *,
+    threshold: float = 0.6,
+    spike: surrogate.SpikeFn | None = None,
+    detach_reset: bool = True,
+) -> Cell:
+    """Leaky integrate-and-fire neuron with reset by subtraction (Bellec et al. 2020).
+
+    ::
+
+        v[t] = α v[t-1] + I[t] - ϑ sg(z[t-1])        α = exp(-1/|τ|)
+        z[t] = Θ((v[t] - ϑ) / ϑ)
+
+    State `v`; neuron parameter `tau`.
+
+    Args:
+      tau: initial membrane time constant in steps, > 0.
+      threshold: firing threshold ϑ > 0.
+      spike: spike function; default `surrogate.triangular()`, dampening 0.3, as in the paper.
+      detach_reset: whether no gradient flows through the reset, as in the paper.
+
+    Returns:
+      A `Cell`. Defaults are those of the paper's evidence accumulation task.
+
+    Raises:
+      ValueError: `threshold` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.lif(tau=10.0)
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
+      (50, 3)
+
+    References:
+      Bellec et al. 2020, A solution to the learning dilemma for recurrent networks of spiking
+      neurons, https://doi.org/10.1038/s41467-020-17236-y
+    """
+    _check_positive("lif", threshold=threshold)
+    spike = spike or surrogate.triangular()
+    reset_gradient = stop_gradient if detach_reset else lambda z: z
+
+    def step(neuron, state, current):
+        v = state["v"]
+        z_previous = reset_gradient(spike((v - threshold) / threshold))
+        v = _decay(neuron["tau"]) * v + current - threshold * z_previous
+        return {"v": v}, spike((v - threshold) / threshold)
+
+    return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step, _normal_fan_in)
+
+
+# --- adaptive leaky integrate-and-fire ------------------------------------------------------------
+
+
+def alif(
+    tau: Init = 20.0,
+    tau_a: Init = 200.0,
+    beta: Init = 0.174,
+    *,
+    threshold: float = 0.6,
+    spike: surrogate.SpikeFn | None = None,
+    detach_reset: bool = True,
+) -> Cell:
+    """Leaky integrate-and-fire neuron with an adaptive threshold (Bellec et al. 2018, 2020).
+
+    ::
+
+        a[t] = ρ a[t-1] + z[t-1]                     ρ = exp(-1/|τ_a|)
+        v[t] = α v[t-1] + I[t] - ϑ sg(z[t-1])        α = exp(-1/|τ|)
+        z[t] = Θ((v[t] - ϑ - β a[t]) / ϑ)
+
+    State `v`, `a`; neuron parameters `tau`, `tau_a`, `beta`.
+
+    Args:
+      tau: initial membrane time constant in steps, > 0.
+      tau_a: initial adaptation time constant in steps, > 0; near the memory the task needs.
+      beta: initial threshold increase per spike; the default is the paper's
+        1.7 (1 - ρ) / (1 - α) at the default time constants. A mixed population as in the paper
+        (some neurons without adaptation) passes an initializer.
+      threshold: baseline threshold ϑ > 0.
+      spike: spike function; default `surrogate.triangular()`, dampening 0.3, as in the paper.
+      detach_reset: whether no gradient flows through the reset, as in the paper.
+
+    Returns:
+      A `Cell`.
+
+    Raises:
+      ValueError: `threshold` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.alif(tau_a=(100.0, 300.0))
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
+      (50, 3)
+
+    References:
+      Bellec et al. 2018, Long short-term memory and learning-to-learn in networks of spiking
+      neurons, https://arxiv.org/abs/1803.09574; Bellec et al. 2020,
+      https://doi.org/10.1038/s41467-020-17236-y
+    """
+    _check_positive("alif", threshold=threshold)
+    spike = spike or surrogate.triangular()
+    reset_gradient = stop_gradient if detach_reset else lambda z: z
+
+    def fire(neuron, v, a):
+        return spike((v - threshold - neuron["beta"] * a) / threshold)
+
+    def step(neuron, state, current):
+        v, a = state["v"], state["a"]
+        z_previous = fire(neuron, v, a)
+        a = _decay(neuron["tau_a"]) * a + z_previous
+        v = _decay(neuron["tau"]) * v + current - threshold * reset_gradient(z_previous)
+        return {"v": v, "a": a}, fire(neuron, v, a)
+
+    def init(key, n):
+        keys = jax.random.split(key, 3)
+        return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
+
+    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in)
+
+
+# --- adaptive leaky integrate-and-fire, symplectic Euler ------------------------------------------
+
+
+def se_adlif(
+    tau_u: tuple[float, float] = (5.0, 25.0),
+    tau_w: tuple[float, float] = (60.0, 300.0),
+    a: tuple[float, float] = (0.0, 1.0),
+    b: tuple[float, float] = (0.0, 2.0),
+    *,
+    q: float = 120.0,
+    threshold: float = 1.0,
+    spike: surrogate.SpikeFn | None = None,
+) -> Cell:
+    """Adaptive LIF neuron discretised by symplectic Euler (Baronig et al. 2024); it oscillates.
+
+    ::
+
+        û[t] = α u[t-1] + (1-α) (I[t] - w[t-1])              α = exp(-1/τ_u)
+        z[t] = Θ(û[t] - ϑ)
+        u[t] = û[t] (1 - sg(z[t]))
+        w[t] = ρ w[t-1] + (1-ρ) q (a u[t] + b z[t])          ρ = exp(-1/τ_w)
+
+    State `u`, `w`. Neuron parameters `tau_u`, `tau_w` in [0, 1] interpolate within their ranges;
+    `a` and `b` are kept in their ranges, all with straight-through gradients.
+
+    Args:
+      tau_u: range of the membrane time constant in steps.
+      tau_w: range of the adaptation time constant in steps.
+      a: range of the subthreshold coupling.
+      b: range of the spike-triggered adaptation.
+      q: common scale of `a` and `b`, so that both train at the rate of the weights.
+      threshold: firing threshold ϑ.
+      spike: spike function; default `surrogate.slayer()`, as in the paper.
+
+    Returns:
+      A `Cell`. Default ranges and `q`: the paper's ECG experiment.
+
+    Raises:
+      ValueError: a range is not `(low, high)` with `low <= high`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.se_adlif()
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 8, 4))).shape
+      (50, 8, 36)
+
+    References:
+      Baronig, Ferrand, Sabathiel, Legenstein 2024, Advancing Spatio-Temporal Processing in Spiking
+      Neural Networks through Adaptation, https://arxiv.org/abs/2408.07517
+    """
+    ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
+    for name, bounds in ranges.items():
+        if not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] <= bounds[1]):
+            raise ValueError(f"se_adlif: {name} must be a range (low, high) with low <= high, got {bounds!r}")
+    spike = spike or surrogate.slayer()
+
+    def step(neuron, state, current):
+        def interpolated(name):
+            low, high = ranges[name]
+            return low + (high - low) * _clip(neuron[name], 0.0, 1.0)
+
+        alpha, rho = jnp.exp(-1 / interpolated("tau_u")), jnp.exp(-1 / interpolated("tau_w"))
+        u = alpha * state["u"] + (1 - alpha) * (current - state["w"])
+        z = spike(u - threshold)
+        u = u * (1 - stop_gradient(z))
+        drive = _clip(neuron["a"], *a) * u + _clip(neuron["b"], *b) * z
+        w = rho * state["w"] + (1 - rho) * q * drive
+        return {"u": u, "w": w}, z
+
+    def init(key, n):
+        starts = {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0), "a": a, "b": b}
+        keys = jax.random.split(key, len(starts))
+        return {name: draw(key, start, n) for key, (name, start) in zip(keys, starts.items(), strict=True)}
+
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal)
+
+
+# --- balanced resonate-and-fire -------------------------------------------------------------------
+
+
+def brf(
+    omega: Init = (5.0, 10.0),
+    b_offset: Init = (0.0, 3.0),
+    *,
+    dt: float = 0.01,
+    threshold: float = 1.0,
+    gamma: float = 0.9,
+    spike: surrogate.SpikeFn | None = None,
+) -> Cell:
+    """Balanced resonate-and-fire neuron (Higuchi et al. 2024): a damped oscillator that spikes.
+
+    ::
+
+        p(ω) = (-1 + sqrt(1 - (dt ω)²)) / dt                 divergence boundary
+        b[t] = p(|ω|) - |b'| - q[t-1]                        smooth reset
+        u[t] = u[t-1] + dt (b[t] u[t-1] - |ω| v[t-1] + I[t])
+        v[t] = v[t-1] + dt (|ω| u[t-1] + b[t] v[t-1])
+        z[t] = Θ(u[t] - ϑ - q[t-1])                          relative refractoriness
+        q[t] = γ q[t-1] + z[t]
+
+    State `u`, `v`, `q`; neuron parameters `omega` (rad per time unit) and `b_offset`.
+
+    Args:
+      omega: initial angular frequency ω, with `dt ω < 1`.
+      b_offset: initial damping offset b' below the divergence boundary.
+      dt: length of a step in time units.
+      threshold: firing threshold ϑ.
+      gamma: decay of the refractory variable per step, in [0, 1).
+      spike: spike function; default `surrogate.double_gaussian()`, as in the paper.
+
+    Returns:
+      A `Cell`. Default ranges are the paper's code's; its ECG experiment uses ω in (3, 5), b' in (0.1, 1).
+
+    Raises:
+      ValueError: `dt` is not positive or `gamma` is outside [0, 1).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.brf(omega=(3.0, 5.0), b_offset=(0.1, 1.0))
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 8, 4))).shape
+      (50, 8, 36)
+
+    References:
+      Higuchi, Kairat, Bohté, Otte 2024, Balanced Resonate-and-Fire Neurons,
+      https://arxiv.org/abs/2402.14603
+    """
+    _check_positive("brf", dt=dt)
+    if not 0 <= gamma < 1:
+        raise ValueError(f"brf: gamma must be in [0, 1), got {gamma!r}")
+    spike = spike or surrogate.double_gaussian()
+
+    def step(neuron, state, current):
+        u, v, q = state["u"], state["v"], state["q"]
+        omega, b_offset = jnp.abs(neuron["omega"]), jnp.abs(neuron["b_offset"])
+        # The floor keeps value and gradient finite for a frequency that training pushes past 1 / dt.
+        boundary = (jnp.sqrt(jnp.maximum(1 - jnp.square(dt * omega), 1e-6)) - 1) / dt
+        b = boundary - b_offset - q
+        u, v = u + dt * (b * u - omega * v + current), v + dt * (omega * u + b * v)
+        z = spike(u - threshold - q)
+        return {"u": u, "v": v, "q": gamma * q + z}, z
+
+    def init(key, n):
+        key_omega, key_b = jax.random.split(key)
+        return {"omega": draw(key_omega, omega, n), "b_offset": draw(key_b, b_offset, n)}
+
+    return Cell(init, zeros_state("u", "v", "q"), step)
+
+
+# --- leaky integrator -----------------------------------------------------------------------------
+
+
+def leaky_integrator(tau: Init = 20.0) -> Cell:
+    """Leaky integrator, the usual readout: no spikes, the output is the membrane potential.
+
+    ::
+
+        v[t] = κ v[t-1] + (1-κ) I[t]                         κ = exp(-1/|τ|)
+
+    State `v`; neuron parameter `tau`.
+
+    Args:
+      tau: initial time constant in steps, > 0.
+
+    Returns:
+      A `Cell`. Default: the readout of Higuchi et al. 2024, there drawn from N(20, 1).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> readout = hj.leaky_integrator(tau=3.0)
+      >>> params = hj.init_layer(jax.random.key(0), readout, n_in=36, n_out=6)
+      >>> hj.unroll(readout, params, jnp.ones((50, 36))).shape
+      (50, 6)
+    """
+
+    def step(neuron, state, current):
+        decay = _decay(neuron["tau"])
+        v = decay * state["v"] + (1 - decay) * current
+        return {"v": v}, v
+
+    return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step)
+
+
+def _check_positive(maker: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{maker}: {name} must be positive, got {value!r}")

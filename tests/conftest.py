@@ -1,0 +1,22 @@
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked while the tests run. The modules that check user input themselves are left out:
+# their errors are what the tests look at.
+CHECKED = ("_cell", "cells", "surrogate", "_linearize", "_recursion", "_segment")
+_hook = install_import_hook([f"hyprjax.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_configure():
+    jax.config.update("jax_disable_most_optimizations", True)  # the tests mostly compile: twice as fast
+    with _hook:
+        import hyprjax  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    """Claims about gradients are tested in float64; tests of float32 behaviour ask for it by dtype."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

@@ -1,0 +1,95 @@
+"""The cells, stacks and data the tests share."""
+
+import jax
+import jax.numpy as jnp
+
+import hyprjax as hj
+
+
+def custom_cell():
+    """A user's cell: three coupled nonlinear variables, a list as state, a rest state that is trained."""
+    spike = hj.surrogate.fast_sigmoid(slope=2.0)
+
+    def init(key, n):
+        keys = jax.random.split(key, 3)
+        return {name: 0.3 + 0.4 * jax.random.uniform(k, (n,)) for name, k in zip(("a", "b", "r"), keys, strict=True)}
+
+    def rest(neuron, batch_shape, dtype):
+        start = jnp.broadcast_to(neuron["r"], (*batch_shape, len(neuron["r"]))).astype(dtype)
+        return [start, jnp.tanh(start), jnp.zeros_like(start)]
+
+    def step(neuron, state, current):
+        u, v, w = state
+        u, v = jnp.tanh(neuron["a"] * u - 0.5 * w * v + current), neuron["b"] * v + 0.2 * jnp.sin(u) + 0.1 * w * u
+        z = spike(u + 0.3 * v - 0.4)
+        w = 0.7 * w + 0.5 * z * u + 0.1 * current**2
+        return [u * (1 - 0.5 * z), v, w], z * (1 + 0.2 * u)
+
+    return hj.Cell(init, rest, step)
+
+
+CELLS = {
+    "lif": hj.lif(),
+    "lif_differentiable_reset": hj.lif(detach_reset=False),
+    "alif": hj.alif(tau_a=(5.0, 30.0)),
+    "se_adlif": hj.se_adlif(q=5.0),
+    "brf": hj.brf(dt=0.1, omega=(2.0, 5.0)),
+    "leaky_integrator": hj.leaky_integrator(tau=4.0),
+    "custom": custom_cell(),
+}
+GAIN = {"brf": 6.0, "se_adlif": 8.0, "lif": 1.0, "lif_differentiable_reset": 1.0, "alif": 1.0}
+
+
+def make_stack(names, n_in, sizes, seed=0, recurrent=True, bias=True):
+    """Cells and float64 parameters of a stack of layers in which spikes do happen."""
+    params = []
+    for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        layer = hj.init_layer(key, CELLS[name], n_in, size, recurrent=recurrent, bias=bias, dtype=jnp.float64)
+        layer["w_in"] = layer["w_in"] * GAIN.get(name, 1.0) + 0.1
+        if bias:
+            layer["bias"] = layer["bias"] + 0.05
+        params.append(layer)
+        n_in = size
+    return [CELLS[name] for name in names], params
+
+
+def make_data(steps, batch_shape, n_in, n_out, seed=0, resets=False):
+    """Inputs, per-step loss weights for outputs, and resets (or None)."""
+    keys = jax.random.split(jax.random.key(100 + seed), 3)
+    xs = {
+        "inputs": jax.random.normal(keys[0], (steps, *batch_shape, n_in), jnp.float64),
+        "weights": jax.random.normal(keys[1], (steps, *batch_shape, n_out), jnp.float64),
+    }
+    if resets:
+        xs["resets"] = jax.random.bernoulli(keys[2], 0.15, (steps, *batch_shape))
+    return xs
+
+
+def loss_of_outputs(outputs, weights):
+    """A sum over time, nonlinear in each step's outputs."""
+    return (jnp.sin(outputs) * weights + 0.1 * outputs**2).sum()
+
+
+def make_loss(cells):
+    """The loss of a stack of `unroll`s on one segment of `make_data`."""
+
+    def loss_fn(params, xs):
+        signal = xs["inputs"]
+        for cell, layer in zip(cells, params, strict=True):
+            signal = hj.unroll(cell, layer, signal, resets=xs.get("resets"))
+        return loss_of_outputs(signal, xs["weights"])
+
+    return loss_fn
+
+
+def assert_close(actual, expected, tolerance=1e-11):
+    """Leaf by leaf, relative to the largest entry of the leaf; a leaf must not be all zero by accident."""
+    actual_leaves, tree = jax.tree.flatten_with_path(actual)
+    assert tree == jax.tree.structure(expected)
+    assert any(jnp.abs(leaf).max() > 1e-6 for _, leaf in actual_leaves)
+    for (path, a), b in zip(actual_leaves, jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        error = jnp.abs(a - b).max(initial=0.0)
+        scale = jnp.maximum(jnp.abs(b).max(initial=0.0), 1.0)
+        assert error <= tolerance * scale, f"{jax.tree_util.keystr(path)}: error {error:.2e}, scale {scale:.2e}"

@@ -1,0 +1,187 @@
+"""The identities HYPR must meet, in float64 against loops and dense RTRL."""
+
+import jax
+import jax.numpy as jnp
+import oracle
+import pytest
+from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_stack
+
+import hyprjax as hj
+
+SCANS = ("sequential", "associative")
+VARIANTS = [("sequential", False), ("sequential", True), ("associative", True)]
+STACKS = [("brf",), ("custom", "leaky_integrator"), ("se_adlif", "alif"), ("alif", "custom", "leaky_integrator")]
+
+
+def problem(names, steps=12, batch_shape=(3,), sizes=(4, 3, 2), n_in=3, recurrent=True, bias=True, resets=False):
+    sizes = sizes[: len(names)]
+    cells, params = make_stack(names, n_in, sizes, recurrent=recurrent, bias=bias)
+    xs = make_data(steps, batch_shape, n_in, sizes[-1], resets=resets)
+    return cells, params, xs
+
+
+def reference(cells, params, xs, cut):
+    loss = lambda outputs: loss_of_outputs(outputs, xs["weights"])  # noqa: E731
+    return oracle.bptt(cells, loss, params, xs["inputs"], xs.get("resets"), cut)
+
+
+def gradient(cells, params, xs, **options):
+    return jax.jit(hj.hypr_grad(make_loss(cells), reduction="sum", **options))(params, xs)
+
+
+@pytest.mark.parametrize(("scan", "resets"), VARIANTS)
+@pytest.mark.parametrize("names", [(name,) for name in CELLS] + STACKS[1:])
+def test_whole_sequence_equals_bptt_without_explicit_recurrence(names, scan, resets):
+    cells, params, xs = problem(names, resets=resets)
+    assert_close(gradient(cells, params, xs, segment_length=99, scan=scan), reference(cells, params, xs, cut=True))
+
+
+@pytest.mark.parametrize(("scan", "resets"), VARIANTS)
+@pytest.mark.parametrize("names", [(name,) for name in CELLS] + STACKS[1:])
+def test_whole_sequence_with_segment_credit_equals_bptt(names, scan, resets):
+    cells, params, xs = problem(names, resets=resets)
+    actual = gradient(cells, params, xs, segment_length=12, recurrent_credit="segment", scan=scan)
+    assert_close(actual, reference(cells, params, xs, cut=False))
+
+
+@pytest.mark.parametrize("batch_shape", [(), (3,), (2, 3), (0,)])
+@pytest.mark.parametrize("credit", ["none", "segment"])
+@pytest.mark.parametrize("scan", SCANS)
+def test_any_batch_shape(batch_shape, credit, scan):
+    cells, params, xs = problem(("custom", "brf"), batch_shape=batch_shape, resets=True)
+    actual = gradient(cells, params, xs, segment_length=12, recurrent_credit=credit, scan=scan)
+    expected = reference(cells, params, xs, cut=credit == "none")
+    if batch_shape == (0,):
+        assert all(not leaf.any() for leaf in jax.tree.leaves((actual, expected)))
+    else:
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_optional_parameters(recurrent, bias):
+    cells, params, xs = problem(("alif", "brf"), recurrent=recurrent, bias=bias)
+    actual = gradient(cells, params, xs, segment_length=12)
+    assert_close(actual, reference(cells, params, xs, cut=True))
+    if not recurrent:
+        assert_close(actual, reference(cells, params, xs, cut=False))
+
+
+@pytest.mark.parametrize(("scan", "resets"), VARIANTS)
+@pytest.mark.parametrize("name", CELLS)
+def test_gradient_of_one_layer_is_independent_of_segment_length(name, scan, resets):
+    cells, params, xs = problem((name,), resets=resets)
+    expected = reference(cells, params, xs, cut=True)
+    for segment_length in (1, 5, 40):
+        assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan), expected)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2, 3)])
+def test_independence_of_segment_length_holds_for_any_batch_shape(batch_shape):
+    cells, params, xs = problem(("custom",), batch_shape=batch_shape, resets=True)
+    expected = reference(cells, params, xs, cut=True)
+    for segment_length in (1, 5):
+        assert_close(gradient(cells, params, xs, segment_length=segment_length), expected)
+
+
+@pytest.mark.parametrize("segment_length", [1, 5])
+@pytest.mark.parametrize("name", CELLS)
+def test_one_layer_equals_eprop_step_by_step(name, segment_length):
+    cells, params, xs = problem((name,))
+    outputs = oracle.unroll(cells[0], params[0], xs["inputs"])
+    zeta = jax.grad(loss_of_outputs)(outputs, xs["weights"])
+    expected = oracle.eprop(cells[0], params[0], xs["inputs"], zeta)
+    actual = gradient(cells, params, xs, segment_length=segment_length)[0]
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_one_layer_equals_rtrl_without_cross_neuron_blocks(name, resets):
+    cells, params, xs = problem((name,), batch_shape=(), steps=8, resets=resets)
+    outputs = oracle.unroll(cells[0], params[0], xs["inputs"], xs.get("resets"))
+    zeta = jax.grad(loss_of_outputs)(outputs, xs["weights"])
+    expected = oracle.block_rtrl(cells[0], params[0], xs["inputs"], zeta, xs.get("resets"))
+    assert_close(gradient(cells, params, xs, segment_length=3)[0], expected)
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("names", STACKS[1:])
+def test_gradient_of_the_top_layer_is_independent_of_segment_length(names, scan):
+    cells, params, xs = problem(names)
+    expected = reference(cells, params, xs, cut=True)[-1]
+    for segment_length in (1, 5):
+        assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan)[-1], expected)
+
+
+def test_segment_credit_of_one_step_is_eprop():
+    cells, params, xs = problem(("custom",))
+    actual = gradient(cells, params, xs, segment_length=1, recurrent_credit="segment")
+    assert_close(actual, gradient(cells, params, xs, segment_length=1))
+
+
+def test_segment_credit_is_a_dial_from_eprop_to_bptt():
+    cells, params, xs = problem(("custom",), steps=40)
+    bptt = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(reference(cells, params, xs, cut=False))])
+    errors = []
+    for segment_length in (1, 10, 40):
+        grads = gradient(cells, params, xs, segment_length=segment_length, recurrent_credit="segment")
+        grads = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+        errors.append(float(jnp.linalg.norm(grads - bptt) / jnp.linalg.norm(bptt)))
+    assert errors[0] > errors[1] > 1e-6
+    assert errors[2] < 1e-12
+
+
+def test_error_lost_at_segment_boundaries_vanishes_beyond_the_upper_layers_memory():
+    """A leaky readout of τ = 4 steps: the hidden gradient converges to that of the whole sequence as λ/τ grows."""
+    cells, params, xs = problem(("brf", "leaky_integrator"), steps=96)
+    whole = gradient(cells, params, xs, segment_length=96)[0]["w_in"]
+    errors = []
+    for segment_length in (1, 4, 16, 48):
+        part = gradient(cells, params, xs, segment_length=segment_length)[0]["w_in"]
+        errors.append(float(jnp.linalg.norm(part - whole) / jnp.linalg.norm(whole)))
+    assert errors[0] > errors[1] > errors[2] > errors[3] > 0
+    assert errors[3] < 0.2 * errors[0]
+
+
+def test_the_value_is_that_of_the_whole_sequence():
+    cells, params, xs = problem(("brf", "leaky_integrator"))
+    loss_fn = lambda params, xs: make_loss(cells)(params, xs) / len(xs["inputs"])  # noqa: E731
+    expected = loss_fn(params, xs)
+    for segment_length in (1, 5, 12):
+        value, _ = jax.jit(hj.hypr_value_and_grad(loss_fn, segment_length=segment_length))(params, xs)
+        assert jnp.allclose(value, expected, rtol=1e-12)
+
+
+def test_mean_and_sum_reductions_agree_for_a_mean_over_time():
+    cells, params, xs = problem(("brf",), steps=13)
+    mean_fn = lambda params, xs: make_loss(cells)(params, xs) / len(xs["inputs"])  # noqa: E731
+    mean = jax.jit(hj.hypr_grad(mean_fn, segment_length=5))(params, xs)
+    total = gradient(cells, params, xs, segment_length=5)
+    assert_close(mean, jax.tree.map(lambda g: g / 13, total))
+
+
+def test_unroll_equals_the_loop():
+    for name in CELLS:
+        for resets in (False, True):
+            cells, params, xs = problem((name,), resets=resets)
+            actual = hj.unroll(cells[0], params[0], xs["inputs"], resets=xs.get("resets"))
+            expected = oracle.unroll(cells[0], params[0], xs["inputs"], xs.get("resets"))
+            assert jnp.abs(expected).max() > 0
+            assert jnp.allclose(actual, expected, atol=1e-12)
+
+
+def test_plain_gradient_is_bptt():
+    cells, params, xs = problem(("custom", "brf"), resets=True)
+    assert_close(jax.grad(make_loss(cells))(params, xs), reference(cells, params, xs, cut=False))
+
+
+def test_resets_equal_separate_sequences():
+    cells, params, xs = problem(("custom", "leaky_integrator"), steps=10)
+    xs["resets"] = jnp.zeros((10, 3), bool).at[6].set(True)
+    joined = gradient(cells, params, xs, segment_length=4)
+    top = [
+        gradient(cells, params, jax.tree.map(lambda x, part=part: x[part], xs), segment_length=20)[-1]
+        for part in (slice(0, 6), slice(6, 10))
+    ]
+    assert_close(joined[-1], jax.tree.map(jnp.add, *top))
