@@ -152,7 +152,8 @@ def _cell_shapes(cell: Cell, params: Params, inputs: Array) -> None:
     state, output = jax.eval_shape(cell.step, params["neuron"], rest, like)
     if jax.tree.structure(state) != jax.tree.structure(rest):
         raise ValueError(
-            f"unroll: cell.step returned a state of another structure, {describe(state)}, than cell.rest, {describe(rest)}"
+            f"unroll: cell.step returned a state of another structure, {describe(state)}, than cell.rest, "
+            f"{describe(rest)}"
         )
     for path, leaf in tree_leaves_with_path({"state": state, "output": output}):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):

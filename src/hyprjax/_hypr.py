@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check
+from hyprjax import _check, _segment
 from hyprjax._segment import Options
-from hyprjax._stream import LayerCarry, frame, rest_carry
+from hyprjax._stream import frame, rest_carry
 
 LossFn = Callable[..., Any]
-Carry = tuple[LayerCarry, ...]
+Carry = tuple[_segment.Carry, ...]
 
 
 class Learner(NamedTuple):
@@ -179,10 +179,9 @@ def hypr_value_and_grad(
             loss, aux, grads, carry = segment(carry, index * length, length, options)
             return (carry, _add(total, grads, weight)), (loss, aux)
 
-        last = options._replace(propagate=False)
+        last = options._replace(last=True)
         if scanned == 0:
-            carry = tuple(layer._replace(traces=layer.traces._replace(synapses=None)) for layer in carry)
-            loss, aux, grads, _ = segment(carry, 0, steps, last)
+            loss, aux, grads, _ = segment(carry, 0, steps, last._replace(first=True))
             auxs = jax.tree.map(lambda one: jnp.asarray(one)[None], aux)
         else:
             weight, last_weight = (length / steps, last_length / steps) if reduction == "mean" else (1.0, 1.0)
@@ -287,8 +286,9 @@ def _stack(scanned: PyTree, last: PyTree) -> PyTree:
     def stack(many, one):
         if many.shape[1:] != one.shape:
             raise ValueError(
-                f"aux has shape {many.shape[1:]} in a full segment but {one.shape} in the shorter last one, so it cannot "
-                "be stacked; choose a segment_length that divides the number of time steps, or reduce aux over time"
+                f"aux has shape {many.shape[1:]} in a full segment but {one.shape} in the shorter last one, so it "
+                "cannot be stacked; choose a segment_length that divides the number of time steps, or reduce aux over "
+                "time"
             )
         return jnp.concatenate([many, one[None]])
 

@@ -34,11 +34,23 @@ class Local(NamedTuple):
     h: Leaves
 
 
-def linearize(step: Callable[..., Any], neuron: Any, state: Any, current: Array) -> Local:
-    """Differentiates `step(neuron, state, current)`, element-wise over neurons.
+def jacobian_columns(fn: Callable[[Any], Any], at: Any) -> list[Any]:
+    """`∂fn/∂leaf` for every leaf of `at`, where `fn` is element-wise over neurons.
 
-    A tangent of ones on one component moves every neuron at every time step at once, and no neuron
-    sees another's: one jvp is one column of every local Jacobian.
+    A tangent of ones on one leaf moves every neuron, time step and batch element at once, and no
+    neuron sees another's: one jvp is one column of every local Jacobian.
+    """
+    leaves, tree = jax.tree.flatten(at)
+
+    def column(index: int) -> Any:
+        tangents = [jnp.ones_like(leaf) if i == index else jnp.zeros_like(leaf) for i, leaf in enumerate(leaves)]
+        return jax.jvp(fn, (at,), (jax.tree.unflatten(tree, tangents),))[1]
+
+    return [column(index) for index in range(len(leaves))]
+
+
+def linearize(step: Callable[..., Any], neuron: Any, state: Any, current: Array) -> Local:
+    """Differentiates `step(neuron, state, current)` with `k + 1 + p` jvps over the whole segment.
 
     Args:
       step: `(neuron, state, current) -> (state, output)`.
@@ -49,27 +61,7 @@ def linearize(step: Callable[..., Any], neuron: Any, state: Any, current: Array)
     Returns:
       The local derivatives.
     """
-    inputs, tree = jax.tree.flatten((state, current, neuron))
-    zeros = [jnp.zeros_like(leaf) for leaf in inputs]
-
-    def column(index: int) -> tuple[Leaves, Array]:
-        tangents = [*zeros[:index], jnp.ones_like(inputs[index]), *zeros[index + 1 :]]
-        unflatten = jax.tree.unflatten
-        _, (d_state, d_output) = jax.jvp(step_of_leaves, (unflatten(tree, inputs),), (unflatten(tree, tangents),))
-        return jax.tree.leaves(d_state), d_output
-
-    def step_of_leaves(args):
-        state, current, neuron = args
-        return step(neuron, state, current)
-
+    columns = jacobian_columns(lambda at: step(at[2], at[0], at[1]), (state, current, neuron))
     k = len(jax.tree.leaves(state))
-    columns = [column(index) for index in range(len(inputs))]
-    by_state, by_current, by_neuron = columns[:k], columns[k], columns[k + 1 :]
-    return Local(
-        J=[d_state for d_state, _ in by_state],
-        G=[d_output for _, d_output in by_state],
-        B=by_current[0],
-        g=by_current[1],
-        D=[d_state for d_state, _ in by_neuron],
-        h=[d_output for _, d_output in by_neuron],
-    )
+    d_state, d_output = [jax.tree.leaves(column[0]) for column in columns], [column[1] for column in columns]
+    return Local(d_state[:k], d_output[:k], d_state[k], d_output[k], d_state[k + 1 :], d_output[k + 1 :])

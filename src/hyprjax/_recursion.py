@@ -11,7 +11,9 @@ A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -130,28 +132,31 @@ def associative(
         (A, a), (M, m) = later, earlier
         return (M[:, :, None] * A[None]).sum(1), (M * a).sum(1) + m
 
-    transposed_J = jnp.stack([jnp.stack(column) for column in J])  # [d, c, t, *batch, n]
-    offset = jnp.stack([G_d * zeta for G_d in G])
-    # Time is axis 2 of the matrices and axis 1 of the offsets: scan over it as the leading axis of both.
-    maps = (jnp.moveaxis(transposed_J, 2, 0), jnp.moveaxis(offset, 1, 0))
+    # Jᵀ as [t, d, c, *batch, n] and Gζ as [t, d, *batch, n]; `compose` sees one t.
+    maps = jnp.stack([jnp.stack(column, 1) for column in J], 1), jnp.stack([G_d * zeta for G_d in G], 1)
     R, q = jax.lax.associative_scan(jax.vmap(compose), maps, reverse=True)
 
-    def row(rows: Array, end: Array, zeta: Array | None) -> Row:
-        """From the row before every step, `[t, k, *batch, n]`, to the row after it, then to what it multiplies."""
-        after = jnp.concatenate([rows[1:], end[None]])
-        times = lambda column: sum(after[:, c] * column[c] for c in range(k))  # noqa: E731
-        delta, of_neuron = times(B), [times(D_i) for D_i in D]
-        if zeta is not None:
-            delta, of_neuron = delta + g * zeta, [of + h_i * zeta for of, h_i in zip(of_neuron, h, strict=True)]
-        return Row([rows[0, d] for d in range(k)], delta, [of.sum(0) for of in of_neuron])
+    def row(before: Array, end: Array) -> Row:
+        """A row from its values before every step, `[t, k, *batch, n]`, and after the last, `[k, *batch, n]`."""
+        after = list(jnp.moveaxis(jnp.concatenate([before[1:], end[None]]), 1, 0))
+        return Row(list(before[0]), dot(after, B), [dot(after, D_i).sum(0) for D_i in D])
 
     zeros = jnp.zeros_like(q[0])
-    propagation = [row(R[:, :, c], zeros.at[c].set(1), None) for c in range(k if propagate else 0)]
-    return Rows(row(q, zeros, zeta), propagation)
+    signal = row(q, zeros)
+    signal = signal._replace(
+        current=signal.current + g * zeta,
+        neuron=[of + (h_i * zeta).sum(0) for of, h_i in zip(signal.neuron, h, strict=True)],
+    )
+    return Rows(signal, [row(R[:, :, c], zeros.at[c].set(1)) for c in range(k if propagate else 0)])
 
 
-def pick(scan: str) -> str:
-    """Resolves `"auto"`: sequential on a CPU, associative elsewhere."""
-    if scan != "auto":
-        return scan
-    return "sequential" if jax.default_backend() == "cpu" else "associative"
+def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
+    """`Σ_c row[c] column[c]` over state variables."""
+    return reduce(operator.add, map(operator.mul, row, column))
+
+
+def pick(scan: str) -> Callable[..., Rows]:
+    """The back end by name; `"auto"` is sequential on a CPU, associative elsewhere."""
+    if scan == "auto":
+        scan = "sequential" if jax.default_backend() == "cpu" else "associative"
+    return {"sequential": sequential, "associative": associative}[scan]

@@ -34,27 +34,50 @@ from jaxtyping import Array, Bool, Float
 
 from hyprjax import _recursion
 from hyprjax._cell import Cell, Params, State
+from hyprjax._linearize import jacobian_columns
+from hyprjax._recursion import dot
 
 
 class Traces(NamedTuple):
     """Eligibility traces of one layer, one entry for each of the `k` state variables.
 
     Attributes:
-      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent,
-        bias; None where there has been no input yet, that is, all zeros.
+      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias.
       neuron: `∂s/∂φ` as `k` lists of `p` arrays `[*batch, n]`.
     """
 
-    synapses: list[Float[Array, "*batch P n"]] | None
+    synapses: list[Float[Array, "*batch P n"]]
     neuron: list[list[Float[Array, "*batch n"]]]
 
 
 class Options(NamedTuple):
-    """Static choices of a segment: how to recur, which credit to keep, whether a later segment follows."""
+    """Static choices of a segment.
+
+    Attributes:
+      scan: `"auto"`, `"sequential"` or `"associative"`.
+      recurrent_credit: `"none"` or `"segment"`.
+      first: whether no segment came before, so that the traces are at rest and need no pass over them.
+      last: whether no segment follows, so that nobody reads the traces it would leave.
+    """
 
     scan: str = "auto"
     recurrent_credit: str = "none"
-    propagate: bool = True
+    first: bool = False
+    last: bool = False
+
+
+class Carry(NamedTuple):
+    """What one segment of a layer hands to the next.
+
+    Attributes:
+      state: the neurons' state, a pytree of `[*batch, n]` arrays.
+      output: the last output `[*batch, n]`, what `w_rec` carries back.
+      traces: the eligibility traces; None in a stream that does not learn.
+    """
+
+    state: State
+    output: Float[Array, "*batch n"]
+    traces: Traces | None
 
 
 class Past(NamedTuple):
@@ -64,26 +87,18 @@ class Past(NamedTuple):
     current: Float[Array, "t *batch n"]
 
 
-def rest_traces(cell: Cell, params: Params, batch_shape: tuple[int, ...], dtype: Any, n_in: int) -> Traces:
-    """The traces before any input: zero for synapses; for φ, whatever the rest state owes to it."""
-    neuron = params["neuron"]
-    leaves, tree = jax.tree.flatten(neuron)
-
-    def rest(*leaves):
-        return jax.tree.leaves(cell.rest(jax.tree.unflatten(tree, leaves), batch_shape, dtype))
-
-    def derivative(index):
-        tangents = [jnp.ones_like(leaf) if i == index else jnp.zeros_like(leaf) for i, leaf in enumerate(leaves)]
-        return jax.jvp(rest, leaves, tangents)[1]
-
-    columns = [derivative(index) for index in range(len(leaves))]
-    state = rest(*leaves)
-    n = params["w_in"].shape[-1]
-    rows = n_in + ("w_rec" in params) * n + ("bias" in params)
-    return Traces(
-        synapses=[jnp.zeros((*batch_shape, rows, n), dtype) for _ in state],
-        neuron=[[column[c] for column in columns] for c in range(len(state))],
-    )
+def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], *, traces: bool) -> Carry:
+    """The carry before any input."""
+    batch_shape, dtype, n = inputs.shape[1:-1], inputs.dtype, params["w_in"].shape[-1]
+    rest_of = lambda neuron: cell.rest(neuron, batch_shape, dtype)  # noqa: E731
+    state, output = rest_of(params["neuron"]), jnp.zeros((*batch_shape, n), dtype)
+    if not traces:
+        return Carry(state, output, None)
+    rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
+    synapses = [jnp.zeros((*batch_shape, rows, n), dtype) for _ in jax.tree.leaves(state)]
+    # No input has arrived, but the rest state itself may owe something to φ.
+    columns = [jax.tree.leaves(column) for column in jacobian_columns(rest_of, params["neuron"])]
+    return Carry(state, output, Traces(synapses, [list(row) for row in zip(*columns, strict=True)]))
 
 
 def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset: Array | None) -> tuple[State, Array]:
@@ -132,35 +147,31 @@ def segment(
     options: Options,
     params: Params,
     inputs: Float[Array, "t *batch m"],
-    state: State,
-    output: Float[Array, "*batch n"],
-    traces: Traces,
+    carry: Carry,
     reset: Bool[Array, "t *batch"] | None,
-) -> tuple[Float[Array, "t *batch n"], State, Float[Array, "*batch n"], Float[Array, ""]]:
+) -> tuple[Float[Array, "t *batch n"], Carry, Float[Array, ""]]:
     """One layer over one segment; differentiating it is HYPR.
 
     Args:
       cell: the neuron model.
       options: static choices.
-      params: the layer's parameters, all of one dtype.
+      params: the layer's parameters, all of the dtype of `inputs`.
       inputs: inputs of the segment.
-      state: state before the segment.
-      output: last output before the segment.
-      traces: eligibility traces before the segment; their "cotangent" is the traces after it.
+      carry: what the segment before left; the "cotangent" of its traces is the traces after this one.
       reset: True where state, last output and traces return to rest before the step.
 
     Returns:
-      Outputs, last state, last output, and a zero whose only use is to be pulled back: it keeps the
-      P-stage running in a layer whose outputs do not reach the loss.
+      The outputs, the carry without its traces, and a zero whose only use is to be pulled back: it
+      keeps the P-stage running in a layer whose outputs do not reach the loss.
     """
-    outputs, state, output, _ = run(cell, params, inputs, state, output, reset)
-    return outputs, state, output, jnp.zeros((), outputs.dtype)
+    outputs, state, output, _ = run(cell, params, inputs, carry.state, carry.output, reset)
+    return outputs, Carry(state, output, None), jnp.zeros((), outputs.dtype)
 
 
-def _s_stage(cell, options, params, inputs, state, output, traces, reset):
-    outputs, last_state, last_output, past = run(cell, params, inputs, state, output, reset, keep_past=True)
-    residuals = params, inputs, past, output, outputs, traces, reset
-    return (outputs, last_state, last_output, jnp.zeros((), outputs.dtype)), residuals
+def _s_stage(cell, options, params, inputs, carry, reset):
+    outputs, state, output, past = run(cell, params, inputs, carry.state, carry.output, reset, keep_past=True)
+    primal = outputs, Carry(state, output, None), jnp.zeros((), outputs.dtype)
+    return primal, (params, inputs, carry.output, carry.traces, reset, outputs, past)
 
 
 def _presynaptic(params, inputs, output, outputs, reset):
@@ -192,53 +203,53 @@ def _contract(q, synapses):
     q = [q_c.reshape(size, 1, n) for q_c in q]
     synapses = [trace.reshape(size, rows, n) for trace in synapses]
     if jax.default_backend() != "cpu":
-        return sum((q_c * trace).sum(0) for q_c, trace in zip(q, synapses, strict=True))
+        return dot(q, synapses).sum(0)
 
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
-        return total + sum(q_c * trace for q_c, trace in zip(*at_b, strict=True)), None
+        return total + dot(*at_b), None
 
     return jax.lax.scan(add, jnp.zeros((rows, n), synapses[0].dtype), (q, synapses))[0]
 
 
 def _through(row, traces, added):
     """A row of state applied to the traces of φ, plus what the segment itself adds."""
-    return [of + sum(r * trace[i] for r, trace in zip(row, traces, strict=True)) for i, of in enumerate(added)]
+    return [of + dot(row, [trace[i] for trace in traces]) for i, of in enumerate(added)]
 
 
-def _next_traces(p, propagation, traces):
+def _next_traces(p, propagation, traces, first):
     """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`, batch first so that each is one batched GEMM."""
     p = jnp.moveaxis(p, 0, -2)
     synapses = []
     for row in propagation:
         trace = jnp.einsum("...tp,...tn->...pn", p, jnp.moveaxis(row.current, 0, -2))
-        if traces.synapses is not None:
-            trace += sum(R[..., None, :] * old for R, old in zip(row.state, traces.synapses, strict=True))
+        if not first:
+            trace += dot([R[..., None, :] for R in row.state], traces.synapses)
         synapses.append(trace)
     return Traces(synapses, [_through(row.state, traces.neuron, row.neuron) for row in propagation])
 
 
 def _p_stage(cell, options, residuals, cotangents):
-    params, inputs, past, output, outputs, traces, reset = residuals
+    params, inputs, output, traces, reset, outputs, past = residuals
     zeta, *_ = cotangents
     neuron, w_rec = params["neuron"], params.get("w_rec")
 
-    recur = _recursion.associative if _recursion.pick(options.scan) == "associative" else _recursion.sequential
+    recur = _recursion.pick(options.scan)
     if options.recurrent_credit == "segment" and w_rec is not None:
         recur = partial(_recursion.sequential, w_rec=w_rec)
     step = partial(step_with_reset, cell)
-    signal, propagation = recur(step, neuron, past.state, past.current, reset, zeta, propagate=options.propagate)
+    signal, propagation = recur(step, neuron, past.state, past.current, reset, zeta, propagate=not options.last)
 
     p = _presynaptic(params, inputs, output, outputs, reset)
     time_and_batch = tuple(range(p.ndim - 1))
     dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch))
-    if traces.synapses is not None:
+    if not options.first:
         dW += _contract(signal.state, traces.synapses)
     d_neuron = [of.sum(time_and_batch[:-1]) for of in _through(signal.state, traces.neuron, signal.neuron)]
 
     d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
     d_inputs = signal.current @ params["w_in"].T
-    d_traces = _next_traces(p, propagation, traces) if options.propagate else None
-    return d_params, d_inputs, None, None, d_traces, None
+    next_traces = None if options.last else _next_traces(p, propagation, traces, options.first)
+    return d_params, d_inputs, Carry(None, None, next_traces), None
 
 
 segment.defvjp(_s_stage, _p_stage)

@@ -17,30 +17,17 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Bool, Float, PyTree
 
 from hyprjax import _check, _segment
-from hyprjax._cell import Cell, Params, State
-
-
-class LayerCarry(NamedTuple):
-    """What one `unroll` hands from one segment to the next.
-
-    Attributes:
-      state: the neurons' state, a pytree of `[*batch, n]` arrays.
-      output: the last output `[*batch, n]`, what `w_rec` carries back.
-      traces: eligibility traces of a `hypr_stream`; None in a `stream`.
-    """
-
-    state: State
-    output: Float[Array, "*batch n"]
-    traces: _segment.Traces | None
+from hyprjax._cell import Cell, Params
+from hyprjax._segment import Carry
 
 
 class Frame:
     """Carries in, carries out, for the `unroll` calls of one run of a function, in call order."""
 
-    def __init__(self, carry: tuple[LayerCarry, ...] | None, options: _segment.Options | None):
+    def __init__(self, carry: tuple[Carry, ...] | None, options: _segment.Options | None):
         self.carry = carry  # None: only the rest carry is asked for, nothing is run
         self.options = options  # None: no traces
-        self.next_carry: list[LayerCarry] = []
+        self.next_carry: list[Carry] = []
         self.tokens: list[Array] = []
         self.trace_state = get_opaque_trace_state(convention="flax")
 
@@ -51,7 +38,7 @@ _current_frame = jax.make_user_context(default_value=None)
 
 
 @contextlib.contextmanager
-def frame(carry: tuple[LayerCarry, ...] | None, options: _segment.Options | None) -> Iterator[Frame]:
+def frame(carry: tuple[Carry, ...] | None, options: _segment.Options | None) -> Iterator[Frame]:
     """Runs the `unroll` calls inside the `with` block from `carry` and collects their new one.
 
     Raises:
@@ -120,7 +107,7 @@ def unroll(
     params, inputs, resets = _check.layer(cell, params, inputs, resets)
     current = _current_frame.value
     if current is None:
-        start = _rest(cell, params, inputs, None)
+        start = _segment.rest(cell, params, inputs, traces=False)
         outputs, *_ = _segment.run(cell, params, inputs, start.state, start.output, resets)
         return outputs
     if get_opaque_trace_state(convention="flax") != current.trace_state:
@@ -130,39 +117,34 @@ def unroll(
             "transformation outside, as in jax.jit(hypr_grad(loss_fn))"
         )
 
-    rest = _rest(cell, params, inputs, current.options)
+    rest = _segment.rest(cell, params, inputs, traces=current.options is not None)
     if current.carry is None:
         current.next_carry.append(rest)
         return jnp.zeros((*inputs.shape[:-1], rest.output.shape[-1]), inputs.dtype)
-    carry = _take(current, rest)
+    carry = _take(current.carry, len(current.next_carry), rest)
     if current.options is None:
         outputs, state, output, _ = _segment.run(cell, params, inputs, carry.state, carry.output, resets)
+        current.next_carry.append(Carry(state, output, None))
     else:
-        outputs, state, output, token = _segment.segment(
-            cell, current.options, params, inputs, carry.state, carry.output, carry.traces, resets
-        )
+        outputs, next_carry, token = _segment.segment(cell, current.options, params, inputs, carry, resets)
+        current.next_carry.append(next_carry)
         current.tokens.append(token)
-    current.next_carry.append(LayerCarry(state, output, None))
     return outputs
 
 
-def _rest(cell: Cell, params: Params, inputs: Array, options: _segment.Options | None) -> LayerCarry:
-    """The carry of a layer that has received no input."""
-    batch_shape, n_in = inputs.shape[1:-1], inputs.shape[-1]
-    output = jnp.zeros((*batch_shape, params["w_in"].shape[-1]), inputs.dtype)
-    traces = None if options is None else _segment.rest_traces(cell, params, batch_shape, inputs.dtype, n_in)
-    return LayerCarry(cell.rest(params["neuron"], batch_shape, inputs.dtype), output, traces)
-
-
-def _take(current: Frame, rest: LayerCarry) -> LayerCarry:
-    """The carry of this `unroll` call, checked against the one it would have at rest."""
-    index = len(current.next_carry)
-    if index >= len(current.carry):
+def _take(carries: tuple[Carry, ...], index: int, rest: Carry) -> Carry:
+    """The carry of an `unroll` call, checked against the one it would have at rest."""
+    if index >= len(carries):
         raise ValueError(
-            f"unroll call number {index + 1} has no carry: the function called unroll {len(current.carry)} times when "
-            "its carry was made; the unroll calls must be the same in every segment"
+            f"unroll call number {index + 1} has no carry: the function called unroll {len(carries)} times when its "
+            "carry was made; the unroll calls must be the same in every segment"
         )
-    carry = current.carry[index]
+    carry = carries[index]
+    if rest.traces is not None and carry.traces is None:
+        raise ValueError(
+            f"the carry of unroll call number {index + 1} holds no eligibility traces, it was made by stream; "
+            "make it with the init of hypr_stream"
+        )
     have, want = (carry.state, carry.output), (rest.state, rest.output)
     if _check.describe(have) != _check.describe(want):
         raise ValueError(
@@ -174,7 +156,7 @@ def _take(current: Frame, rest: LayerCarry) -> LayerCarry:
 
 def rest_carry(
     fn: Callable[..., Any], options: _segment.Options | None, params: PyTree, xs: PyTree, args: tuple[Any, ...]
-) -> tuple[LayerCarry, ...]:
+) -> tuple[Carry, ...]:
     """The carry before `fn(params, xs, *args)` has run at all."""
 
     @jax.jit  # for the dead code elimination: of `fn`, only what the rest states need is computed
@@ -194,8 +176,8 @@ class Stream(NamedTuple):
       apply: `(params, carry, x, *args) -> (output, carry)`.
     """
 
-    init: Callable[..., tuple[LayerCarry, ...]]
-    apply: Callable[..., tuple[Any, tuple[LayerCarry, ...]]]
+    init: Callable[..., tuple[Carry, ...]]
+    apply: Callable[..., tuple[Any, tuple[Carry, ...]]]
 
 
 def stream(fn: Callable[..., Any]) -> Stream:
@@ -223,10 +205,10 @@ def stream(fn: Callable[..., Any]) -> Stream:
       True
     """
 
-    def init(params: PyTree, x: PyTree, *args: Any) -> tuple[LayerCarry, ...]:
+    def init(params: PyTree, x: PyTree, *args: Any) -> tuple[Carry, ...]:
         return rest_carry(fn, None, params, x, args)
 
-    def apply(params: PyTree, carry: tuple[LayerCarry, ...], x: PyTree, *args: Any) -> tuple[Any, Any]:
+    def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any) -> tuple[Any, Any]:
         with frame(carry, None) as entered:
             output = fn(params, x, *args)
         return output, tuple(entered.next_carry)

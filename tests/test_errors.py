@@ -1,0 +1,277 @@
+"""Bad input gets one clear line that names argument, shapes and fix."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hyprjax as hj
+
+CELL = hj.lif()
+
+
+@pytest.fixture
+def params():
+    return hj.init_layer(jax.random.key(0), CELL, n_in=4, n_out=3, recurrent=True)
+
+
+XS = np.ones((10, 2, 4), np.float32)
+
+
+def loss_fn(params, xs):
+    return hj.unroll(CELL, params, xs).mean()
+
+
+def refuses(error, *words):
+    """`pytest.raises` with all `words` in the message."""
+    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(word)})" for word in words))
+
+
+def transforms(loss_fn, **options):
+    """Each way to differentiate a loss, as functions of (params, xs)."""
+    learner = hj.hypr_stream(loss_fn, **options)
+    yield hj.hypr_grad(loss_fn, **options)
+    yield hj.hypr_value_and_grad(loss_fn, segment_length=3, **options)
+    yield lambda params, xs: learner.value_and_grad(params, learner.init(params, xs), xs)
+
+
+def test_feature_count(params):
+    words = ('params["w_in"] has 4 input rows', "inputs have 140 features", "(250, 32, 140)", "n_in=140")
+    with refuses(ValueError, *words):
+        hj.unroll(CELL, params, jnp.ones((250, 32, 140)))
+
+
+@pytest.mark.parametrize(("shape", "words"), [((10, 2, 5), ("5 features", "n_in=5")), ((10,), ("[T, *batch, n_in]",))])
+def test_input_shapes_inside_transforms(params, shape, words):
+    for grad in transforms(loss_fn):
+        with refuses(ValueError, "inputs", *words):
+            grad(params, jnp.ones(shape))
+
+
+def test_leaves_of_different_length(params):
+    xs = {"inputs": XS, "labels": np.zeros(9, int)}
+    for grad in transforms(lambda params, xs: loss_fn(params, xs["inputs"])):
+        with refuses(ValueError, "xs['inputs']", "10", "xs['labels']", "9", "as an argument after xs"):
+            grad(params, xs)
+
+
+@pytest.mark.parametrize("xs", [{}, None, np.ones((0, 2, 4)), {"inputs": XS, "label": 3.0}])
+def test_empty_or_timeless_xs(params, xs):
+    for grad in transforms(loss_fn):
+        with refuses(ValueError, "xs", "leading"):
+            grad(params, xs)
+
+
+def test_empty_sequence(params):
+    with refuses(ValueError, "no time steps", "(0, 2, 4)"):
+        hj.unroll(CELL, params, jnp.ones((0, 2, 4)))
+
+
+def test_complex_inputs(params):
+    with refuses(TypeError, "complex64", "real and imaginary"):
+        hj.unroll(CELL, params, XS.astype(np.complex64))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32])
+def test_spikes_of_bool_or_int_are_accepted(params, dtype):
+    outputs = hj.unroll(CELL, params, XS.astype(dtype))
+    assert outputs.dtype == jnp.float32
+    assert jnp.array_equal(outputs, hj.unroll(CELL, params, XS))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64])
+def test_params_that_are_not_floating(params, dtype):
+    params["w_in"] = jnp.ones((4, 3), dtype)
+    with refuses(TypeError, "params['w_in']", np.dtype(dtype).name, "float32"):
+        hj.unroll(CELL, params, XS)
+    for grad in transforms(loss_fn):
+        with refuses(TypeError, "params['w_in']", np.dtype(dtype).name):
+            grad(params, XS)
+
+
+def test_an_integer_leaf_anywhere_in_params(params):
+    for grad in transforms(lambda params, xs: loss_fn(params["layer"], xs)):
+        with refuses(TypeError, "params['step']", "int32", "after xs"):
+            grad({"layer": params, "step": jnp.int32(3)}, XS)
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError)])
+def test_segment_length(value, error):
+    for transform in (hj.hypr_grad, hj.hypr_value_and_grad):
+        with refuses(error, "segment_length", repr(value)):
+            transform(loss_fn, segment_length=value)
+
+
+@pytest.mark.parametrize("option", ["recurrent_credit", "reduction", "scan"])
+def test_unknown_option_values(option):
+    for transform in (hj.hypr_grad, hj.hypr_value_and_grad):
+        with refuses(ValueError, option, "one of", "'maximal'"):
+            transform(loss_fn, **{option: "maximal"})
+    if option != "reduction":
+        with refuses(ValueError, option, "one of", "'maximal'"):
+            hj.hypr_stream(loss_fn, **{option: "maximal"})
+
+
+def broken(**changes):
+    return CELL._replace(**changes)
+
+
+def test_a_step_that_changes_shape(params):
+    cell = broken(step=lambda neuron, state, current: ({"v": state["v"].sum(-1)}, current))
+    with refuses(ValueError, "cell.step", "the state['v']", "[2]", "[2, 3]"):
+        hj.unroll(cell, params, XS)
+    cell = broken(step=lambda neuron, state, current: (state, current[..., :2]))
+    with refuses(ValueError, "cell.step", "the output", "[2, 2]", "[2, 3]"):
+        hj.unroll(cell, params, XS)
+
+
+def test_a_step_that_changes_dtype(params):
+    cell = broken(step=lambda neuron, state, current: (state, current > 0))
+    with refuses(TypeError, "cell.step", "the output", "bool[2, 3]", "float32[2, 3]"):
+        hj.unroll(cell, params, XS)
+    cell = broken(step=lambda neuron, state, current: ({"v": state["v"] * np.float64(0.9)}, current))
+    with refuses(TypeError, "cell.step", "float64[2, 3]", "Python numbers"):
+        hj.unroll(cell, params, XS)
+
+
+def test_a_step_that_changes_structure(params):
+    cell = broken(step=lambda neuron, state, current: ({**state, "a": current}, current))
+    with refuses(ValueError, "cell.step", "structure", "a: float32[2, 3]"):
+        hj.unroll(cell, params, XS)
+
+
+def test_a_rest_state_of_wrong_shape(params):
+    cell = broken(rest=lambda neuron, batch_shape, dtype: {"v": jnp.zeros(3, dtype)})
+    with refuses(ValueError, "cell.rest", "['v']", "[3]", "[2, 3]"):
+        hj.unroll(cell, params, XS)
+    with refuses(ValueError, "cell.rest", "no arrays"):
+        hj.unroll(broken(rest=lambda neuron, batch_shape, dtype: {}), params, XS)
+
+
+def test_a_loss_that_is_not_a_real_scalar(params):
+    for grad in transforms(lambda params, xs: hj.unroll(CELL, params, xs).mean((0, 1))):
+        with refuses(TypeError, "scalar", "(3,)", ".mean()"):
+            grad(params, XS)
+    for grad in transforms(lambda params, xs: hj.unroll(CELL, params, xs).sum().astype(int)):
+        with refuses(TypeError, "real float", "int"):
+            grad(params, XS)
+    for grad in transforms(lambda params, xs: (loss_fn(params, xs), 0)):
+        with refuses(TypeError, "tuple", "has_aux=True"):
+            grad(params, XS)
+    for grad in transforms(loss_fn, has_aux=True):
+        with refuses(TypeError, "(loss, aux)"):
+            grad(params, XS)
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        jax.jit,
+        jax.checkpoint,
+        lambda f: lambda params, x: jax.vmap(f, (None, 1))(params, x).sum(),
+        lambda f: lambda params, x: jax.value_and_grad(f)(params, x)[0],
+        lambda f: lambda params, x: jax.lax.scan(lambda c, _: (c + f(params, x), None), 0.0, None, 2)[0],
+        lambda f: lambda params, x: jax.lax.cond(x.sum() > 0, f, f, params, x),
+    ],
+    ids=["jit", "checkpoint", "vmap", "grad", "scan", "cond"],
+)
+def test_unroll_under_a_nested_transformation(params, nest):
+    nested = nest(loss_fn)
+    alone = nested(params, XS)  # fine on its own, and now compiled
+    for grad in transforms(nested):
+        with refuses(ValueError, "transformation", "jax.jit(hypr_grad(loss_fn))"):
+            grad(params, XS)
+    net = hj.stream(nested)
+    with refuses(ValueError, "transformation"):
+        net.init(params, XS)
+    assert nested(params, XS) == alone  # no frame is left behind
+
+
+def test_loss_without_unroll(params):
+    for grad in transforms(lambda params, xs: params["w_in"].sum() * xs.sum()):
+        with refuses(ValueError, "must call hyprjax.unroll"):
+            grad(params, XS)
+
+
+def test_unroll_calls_that_change_between_segments(params):
+    def twice(params, xs):
+        return loss_fn(params, xs) + loss_fn(params, xs)
+
+    one, two = hj.hypr_stream(loss_fn), hj.hypr_stream(twice)
+    with refuses(ValueError, "unroll call number 2", "1 times"):
+        two.value_and_grad(params, one.init(params, XS), XS)
+    with refuses(ValueError, "1 times", "carry is that of 2"):
+        one.value_and_grad(params, two.init(params, XS), XS)
+    with refuses(ValueError, "call number 1", "float32[2, 3]", "float32[5, 3]"):
+        one.value_and_grad(params, one.init(params, XS), np.ones((10, 5, 4), np.float32))
+
+
+def test_a_carry_without_traces_is_refused_by_a_learner(params):
+    net, learner = hj.stream(loss_fn), hj.hypr_stream(loss_fn)
+    with refuses(ValueError, "call number 1", "traces", "hypr_stream"):
+        learner.value_and_grad(params, net.init(params, XS), XS)
+
+
+def test_resets(params):
+    with refuses(TypeError, "resets must be bool", "int"):
+        hj.unroll(CELL, params, XS, resets=np.zeros((10, 2), int))
+    with refuses(ValueError, "resets.shape = (10,)", "(10, 2)"):
+        hj.unroll(CELL, params, XS, resets=np.zeros(10, bool))
+
+
+@pytest.mark.parametrize("name", ["w_rec", "bias"])
+def test_parameter_shapes(params, name):
+    params[name] = jnp.ones((2, 2))
+    with refuses(ValueError, f'params["{name}"].shape = (2, 2)', "(4, 3)"):
+        hj.unroll(CELL, params, XS)
+
+
+def test_neuron_parameter_shapes(params):
+    params["neuron"]["tau"] = jnp.float32(20.0)
+    with refuses(ValueError, "['tau']", "()", "(3,)", "jnp.full(3, value)"):
+        hj.unroll(CELL, params, XS)
+
+
+def test_parameter_keys(params):
+    with refuses(ValueError, "params must be a dict", "w_fast"):
+        hj.unroll(CELL, {**params, "w_fast": jnp.ones((3, 3))}, XS)
+    with refuses(ValueError, "params must be a dict", "tuple"):
+        hj.unroll(CELL, tuple(params.values()), XS)
+
+
+def test_aux_that_cannot_be_stacked(params):
+    fn = lambda params, xs: ((spikes := hj.unroll(CELL, params, xs)).mean(), spikes)  # noqa: E731
+    with refuses(ValueError, "aux", "(4, 2, 3)", "(2, 2, 3)", "divides"):
+        hj.hypr_grad(fn, segment_length=4, has_aux=True)(params, XS)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(0, 3), (4, -1), (4, 2.0)])
+def test_init_layer_sizes(n_in, n_out):
+    with refuses(ValueError, "init_layer", "positive int"):
+        hj.init_layer(jax.random.key(0), CELL, n_in, n_out)
+
+
+def test_cell_makers():
+    for make, words in (
+        (lambda: hj.lif(threshold=0.0), ("lif: threshold", "positive")),
+        (lambda: hj.alif(threshold=-1.0), ("alif: threshold", "positive")),
+        (lambda: hj.brf(dt=0.0), ("brf: dt", "positive")),
+        (lambda: hj.brf(gamma=1.0), ("brf: gamma", "[0, 1)")),
+        (lambda: hj.se_adlif(tau_u=(25.0, 5.0)), ("se_adlif: tau_u", "low <= high")),
+        (lambda: hj.se_adlif(a=1.0), ("se_adlif: a", "range")),
+    ):
+        with refuses(ValueError, *words):
+            make()
+
+
+def test_an_exception_in_the_loss_leaves_no_frame(params):
+    def fails(params, xs):
+        hj.unroll(CELL, params, xs)
+        raise RuntimeError("user's own")
+
+    for grad in transforms(fails):
+        with pytest.raises(RuntimeError, match="user's own"):
+            grad(params, XS)
+    assert jnp.isfinite(loss_fn(params, XS))

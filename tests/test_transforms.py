@@ -1,0 +1,256 @@
+"""The transforms under jit, vmap, low precision, debug flags; streams; compiled memory."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+from networks import CELLS, assert_close, make_data, make_loss, make_stack
+
+import hyprjax as hj
+
+
+@pytest.fixture
+def problem():
+    cells, params = make_stack(("brf", "leaky_integrator"), 3, (4, 2))
+    return params, make_data(11, (3,), 3, 2, resets=True), make_loss(cells)
+
+
+def test_jit_changes_nothing(problem):
+    params, xs, loss_fn = problem
+    f = hj.hypr_value_and_grad(loss_fn, segment_length=4)
+    (loss, grads), (loss_jit, grads_jit) = f(params, xs), jax.jit(f)(params, xs)
+    assert jnp.allclose(loss, loss_jit, rtol=1e-12)
+    assert_close(grads, grads_jit)
+
+
+@pytest.mark.parametrize("scan", ["sequential", "associative"])
+def test_vmap_over_seeds(problem, scan):
+    _, xs, loss_fn = problem
+    many = [make_stack(("brf", "leaky_integrator"), 3, (4, 2), seed=seed)[1] for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    f = hj.hypr_grad(loss_fn, segment_length=4, scan=scan)
+    batched = jax.jit(jax.vmap(f, (0, None)))(stacked, xs)
+    for seed, params in enumerate(many):
+        assert_close(jax.tree.map(lambda g, seed=seed: g[seed], batched), jax.jit(f)(params, xs))
+
+
+def test_init_layer_under_vmap_over_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    layers = jax.vmap(lambda key: hj.init_layer(key, CELLS["alif"], 3, 4, recurrent=True))(keys)
+    assert layers["w_rec"].shape == (3, 4, 4)
+    assert_close(jax.tree.map(lambda p: p[1], layers), hj.init_layer(keys[1], CELLS["alif"], 3, 4, recurrent=True))
+
+
+def test_arguments_after_xs_reach_every_segment_whole(problem):
+    params, xs, loss_fn = problem
+    scaled = lambda params, xs, scale, mode: loss_fn(params, xs) * scale[0] * (2.0 if mode == "double" else 1.0)  # noqa: E731
+    f = hj.hypr_grad(scaled, segment_length=4)
+    grads = jax.jit(lambda params, xs, scale: f(params, xs, scale, "double"))(params, xs, jnp.array([3.0]))
+    assert_close(grads, jax.tree.map(lambda g: 6 * g, jax.jit(hj.hypr_grad(loss_fn, segment_length=4))(params, xs)))
+
+
+def test_aux_is_stacked_over_segments(problem):
+    params, xs, loss_fn = problem
+    with_aux = lambda params, xs: (loss_fn(params, xs), {"sum": xs["inputs"].sum(), "n": len(xs["inputs"])})  # noqa: E731
+    (loss, aux), grads = jax.jit(hj.hypr_value_and_grad(with_aux, segment_length=4, has_aux=True))(params, xs)
+    plain_loss, plain_grads = jax.jit(hj.hypr_value_and_grad(loss_fn, segment_length=4))(params, xs)
+    assert loss == plain_loss
+    assert_close(grads, plain_grads)
+    assert aux["n"].tolist() == [4, 4, 3]
+    assert jnp.allclose(aux["sum"].sum(), xs["inputs"].sum())
+    grads, aux = jax.jit(hj.hypr_grad(with_aux, segment_length=11, has_aux=True))(params, xs)
+    assert aux["n"].tolist() == [11]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("scan", ["sequential", "associative"])
+def test_low_precision_stays_close_to_float64(dtype, scan):
+    """A smooth layer, because a spike that flips is no rounding error."""
+    jax.config.update("jax_enable_x64", True)
+    cells, params = make_stack(("leaky_integrator", "leaky_integrator"), 3, (4, 2))
+    xs = make_data(11, (3,), 3, 2)
+    f = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4, scan=scan))
+    low = f(*jax.tree.map(lambda a: a.astype(dtype), (params, xs)))
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(low))
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    assert_close(jax.tree.map(lambda a: a.astype(float), low), f(params, xs), tolerance)
+
+
+def test_bfloat16_inputs_with_float32_parameters_give_float32_gradients():
+    cells, params = make_stack(("brf",), 3, (4,))
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    xs = jax.tree.map(lambda a: a.astype(jnp.bfloat16), make_data(11, (3,), 3, 4))
+    grads = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4))(params, xs)
+    assert all(leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_debug_nans(name):
+    cells, params = make_stack((name, "leaky_integrator"), 3, (4, 2))
+    xs = make_data(11, (3,), 3, 2, resets=True)
+    with jax.debug_nans(True):
+        grads = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4))(params, xs)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_the_loss_need_not_be_finite_at_rest():
+    """`init` asks a loss only for its carry, so a loss that would divide by zero on silence is fine."""
+    cells, params = make_stack(("leaky_integrator",), 3, (2,))
+
+    def loss_fn(params, xs):
+        y = hj.unroll(cells[0], params[0], xs)
+        return (y / jnp.sqrt(jnp.square(y).sum())).sum()
+
+    with jax.debug_nans(True):
+        grads = hj.hypr_grad(loss_fn, segment_length=4)(params, make_data(11, (3,), 3, 2)["inputs"])
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_layer_beside_the_loss_keeps_its_traces():
+    """A layer whose output does not reach the loss in this segment may well reach it in the next."""
+    cells, params = make_stack(("custom",), 3, (4,))
+    xs = make_data(8, (3,), 3, 4)
+    silent = hj.hypr_stream(lambda params, xs: make_loss(cells)(params, xs) * 0 + params[0]["bias"].sum())
+    detached = hj.hypr_stream(lambda params, xs: jax.lax.stop_gradient(make_loss(cells)(params, xs)))
+    learner = hj.hypr_stream(make_loss(cells))
+    carries = [h.value_and_grad(params, h.init(params, xs), xs)[1] for h in (silent, detached, learner)]
+    assert_close(carries[0][0].traces.synapses, carries[2][0].traces.synapses)
+    assert_close(carries[1][0].traces.synapses, carries[2][0].traces.synapses)
+
+
+def test_stream_of_segments_equals_hypr_value_and_grad(problem):
+    params, xs, loss_fn = problem
+    learner = hj.hypr_stream(loss_fn)
+    carry, total, losses = learner.init(params, xs), None, 0.0
+    value_and_grad = jax.jit(learner.value_and_grad)
+    for start in range(0, 11, 4):
+        segment = jax.tree.map(lambda x, start=start: x[start : start + 4], xs)
+        (loss, grads), carry = value_and_grad(params, carry, segment)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        losses += loss
+    loss, grads = hj.hypr_value_and_grad(loss_fn, segment_length=4, reduction="sum")(params, xs)
+    assert jnp.allclose(losses, loss, rtol=1e-12)
+    assert_close(total, grads)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_stream_continues_where_it_stopped(name):
+    cells, params = make_stack((name, "leaky_integrator"), 3, (4, 2))
+    xs = make_data(10, (2,), 3, 2, resets=True)
+
+    def net(params, xs):
+        spikes = hj.unroll(cells[0], params[0], xs["inputs"], resets=xs["resets"])
+        return spikes, hj.unroll(cells[1], params[1], spikes)
+
+    whole = net(params, xs)
+    stream = hj.stream(net)
+    apply = jax.jit(stream.apply)
+    for cuts in ([1] * 10, [3, 7], [9, 1]):
+        carry, parts, start = stream.init(params, xs), [], 0
+        for length in cuts:
+            part, carry = apply(params, carry, jax.tree.map(lambda x, a=start, n=length: x[a : a + n], xs))
+            parts.append(part)
+            start += length
+        spikes, y = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
+        assert jnp.array_equal(spikes > 0, whole[0] > 0)
+        assert jnp.allclose(spikes, whole[0], atol=1e-12)
+        assert jnp.allclose(y, whole[1], atol=1e-12)
+
+
+def test_gradient_of_a_stream_is_truncated_bptt():
+    cells, params = make_stack(("custom",), 3, (4,))
+    xs = make_data(10, (), 3, 4)
+    stream = hj.stream(make_loss(cells))
+    first, second = (jax.tree.map(lambda x, s=s: x[s], xs) for s in (slice(0, 6), slice(6, 10)))
+    _, carry = stream.apply(params, stream.init(params, first), first)
+    truncated = jax.grad(lambda params: stream.apply(params, carry, second)[0])(params)
+
+    def loss_of_loop(params):
+        state, z, loss = carry[0].state, carry[0].output, 0.0
+        for x, weights in zip(second["inputs"], second["weights"], strict=True):
+            state, z = oracle.step_layer(cells[0], params[0], state, z, x)
+            loss = loss + (jnp.sin(z) * weights + 0.1 * z**2).sum()
+        return loss
+
+    assert_close(truncated, jax.grad(loss_of_loop)(params))
+
+
+def test_two_threads_do_not_see_each_others_frames():
+    cells, params = make_stack(("custom", "leaky_integrator"), 3, (4, 2))
+    xs = make_data(9, (2,), 3, 2)
+    top = lambda params, xs: make_loss(cells)(params, xs)  # noqa: E731
+    bottom = lambda params, xs: (hj.unroll(cells[0], params[0], xs["inputs"]) ** 2).sum()  # noqa: E731
+    expected = [jax.jit(hj.hypr_grad(loss, segment_length=4))(params, xs) for loss in (top, bottom)]
+    results, barrier = {}, threading.Barrier(2)
+
+    def work(index, loss):
+        barrier.wait()
+        results[index] = jax.jit(hj.hypr_grad(loss, segment_length=4))(params, xs)
+
+    threads = [threading.Thread(target=work, args=item) for item in enumerate((top, bottom))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert_close(results[0], expected[0])
+    assert_close(results[1], expected[1])
+
+
+def test_numpy_parameters_and_inputs_are_accepted(problem):
+    params, xs, loss_fn = problem
+    as_numpy = jax.tree.map(np.asarray, (params, xs))
+    assert_close(hj.hypr_grad(loss_fn, segment_length=20)(*as_numpy), hj.hypr_grad(loss_fn)(params, xs))
+
+
+def test_masks_on_weights_are_plain_jax():
+    cells, params = make_stack(("brf",), 3, (4,))
+    xs = make_data(9, (2,), 3, 4)
+    mask = 1.0 - jnp.eye(4)
+    masked = lambda params, xs: make_loss(cells)([{**params[0], "w_rec": params[0]["w_rec"] * mask}], xs)  # noqa: E731
+    grads = jax.jit(hj.hypr_grad(masked, segment_length=4))(params, xs)[0]["w_rec"]
+    assert (jnp.diag(grads) == 0).all()
+    assert jnp.abs(grads).max() > 0
+
+
+# --- compiled memory ------------------------------------------------------------------------------
+
+
+def temporary_bytes(f, steps, batch=8):
+    cell, readout = hj.brf(), hj.leaky_integrator()
+    shapes = jax.eval_shape(
+        lambda key: {
+            "hidden": hj.init_layer(key, cell, 20, 32, recurrent=True),
+            "readout": hj.init_layer(key, readout, 32, 5),
+        },
+        jax.random.key(0),
+    )
+    xs = {
+        "inputs": jax.ShapeDtypeStruct((steps, batch, 20), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((steps, batch), jnp.int32),
+    }
+
+    def loss_fn(params, xs):
+        spikes = hj.unroll(cell, params["hidden"], xs["inputs"])
+        logits = hj.unroll(readout, params["readout"], spikes)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, xs["labels"]).mean()
+
+    return jax.jit(f(loss_fn)).lower(shapes, xs).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.fixture
+def optimised():
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("credit", ["none", "segment"])
+def test_memory_does_not_grow_with_the_sequence(credit):
+    f = lambda loss_fn: hj.hypr_value_and_grad(loss_fn, segment_length=100, recurrent_credit=credit)  # noqa: E731
+    short, long = temporary_bytes(f, 2_000), temporary_bytes(f, 16_000)
+    assert long <= 1.02 * short
+    assert long < 0.1 * temporary_bytes(jax.value_and_grad, 16_000)
