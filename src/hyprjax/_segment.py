@@ -249,7 +249,8 @@ def _p_stage(cell, options, residuals, cotangents):
     d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
     d_inputs = signal.current @ params["w_in"].T
     next_traces = None if options.last else _next_traces(p, propagation, traces, options.first)
-    return d_params, d_inputs, Carry(None, None, next_traces), None
+    no_cotangent: Any = None  # rather than arrays of zeros
+    return d_params, d_inputs, Carry(no_cotangent, no_cotangent, next_traces), None
 
 
 segment.defvjp(_s_stage, _p_stage)

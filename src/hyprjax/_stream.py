@@ -126,7 +126,8 @@ def unroll(
         outputs, state, output, _ = _segment.run(cell, params, inputs, carry.state, carry.output, resets)
         current.next_carry.append(Carry(state, output, None))
     else:
-        outputs, next_carry, token = _segment.segment(cell, current.options, params, inputs, carry, resets)
+        result: Any = _segment.segment(cell, current.options, params, inputs, carry, resets)
+        outputs, next_carry, token = result
         current.next_carry.append(next_carry)
         current.tokens.append(token)
     return outputs

@@ -1,0 +1,44 @@
+"""What the README shows is what happens."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme_snippets_run():
+    jax.config.update("jax_enable_x64", False)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) >= 4
+    namespace = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    assert namespace["spikes"].shape == (1, 16, 36)
+    assert jax.tree.structure(namespace["grads"]) == jax.tree.structure(namespace["params"])
+
+
+def test_readme_names_the_whole_public_surface():
+    import hyprjax as hj
+
+    readme = (ROOT / "README.md").read_text()
+    public = {name for name in vars(hj) if not name.startswith("_") and callable(getattr(hj, name))}
+    assert public
+    assert [name for name in sorted(public) if name not in readme] == []
+
+
+@pytest.mark.filterwarnings("default")  # of matplotlib and scikit-learn
+def test_digits_example_runs_two_short_epochs(tmp_path, capsys):
+    import digits
+
+    jax.config.update("jax_enable_x64", False)
+    figure = tmp_path / "digits.png"
+    runs = digits.main(
+        ["--epochs", "1", "--hold", "1", "--neurons", "16", "--batch-size", "256", "--figure", str(figure)]
+    )
+    assert set(runs) == {"hypr", "bptt"}
+    assert figure.stat().st_size > 10_000
+    assert "test accuracy" in capsys.readouterr().out
+    assert runs["hypr"].params["hidden"]["w_rec"].shape == (16, 16)
