@@ -35,9 +35,10 @@ CELLS = {
     "se_adlif": hj.se_adlif(q=5.0),
     "brf": hj.brf(dt=0.1, omega=(2.0, 5.0)),
     "leaky_integrator": hj.leaky_integrator(tau=4.0),
+    "filtered": hj.filtered(hj.alif(tau_a=(5.0, 30.0)), tau=5.0),
     "custom": custom_cell(),
 }
-GAIN = {"brf": 6.0, "se_adlif": 8.0, "lif": 1.0, "lif_differentiable_reset": 1.0, "alif": 1.0}
+GAIN = {"brf": 6.0, "se_adlif": 8.0, "lif": 1.0, "lif_differentiable_reset": 1.0, "alif": 1.0, "filtered": 1.5}
 
 
 def make_stack(names, n_in, sizes, seed=0, recurrent=True, bias=True):

@@ -89,11 +89,11 @@ def eprop(cell, params, inputs, zeta):
     """e-prop of one layer, step by step over explicit traces `[batch, P, k, n]`, without resets."""
     batch, n = inputs.shape[1], params["w_in"].shape[1]
     neuron = params["neuron"]
-    names = sorted(neuron)
+    neuron_leaves, neuron_tree = jax.tree.flatten(neuron)
 
     def scalar_step(phi, s, current):
         """One neuron: vectors of its parameters and state variables in and out."""
-        state, z = cell.step({name: p[None] for name, p in zip(names, phi, strict=True)}, unflatten(s), current[None])
+        state, z = cell.step(neuron_tree.unflatten([p[None] for p in phi]), unflatten(s), current[None])
         return jnp.concatenate(jax.tree.leaves(state)), z[0]
 
     state = cell.rest(neuron, (batch,), inputs.dtype)
@@ -103,16 +103,16 @@ def eprop(cell, params, inputs, zeta):
         return jax.tree.unflatten(tree, [v[None] for v in s])
 
     per_neuron = jax.vmap(jax.vmap(jax.jacfwd(scalar_step, argnums=(0, 1, 2)), (0, 0, 0)), (None, 0, 0))
-    phi = jnp.stack([neuron[name] for name in names], -1)
+    phi = jnp.stack(neuron_leaves, -1)
     k, rows = len(leaves), params["w_in"].shape[0] + n + 1
 
     def rest_of_neuron(phi):
-        state = cell.rest({name: p[None] for name, p in zip(names, phi, strict=True)}, (), inputs.dtype)
+        state = cell.rest(neuron_tree.unflatten([p[None] for p in phi]), (), inputs.dtype)
         return jnp.concatenate(jax.tree.leaves(state))
 
     trace = jnp.zeros((batch, rows, n, k))
-    trace_phi = jnp.broadcast_to(jax.vmap(jax.jacfwd(rest_of_neuron))(phi), (batch, n, k, len(names)))
-    z, dW, dphi = jnp.zeros((batch, n)), jnp.zeros((rows, n)), jnp.zeros((n, len(names)))
+    trace_phi = jnp.broadcast_to(jax.vmap(jax.jacfwd(rest_of_neuron))(phi), (batch, n, k, len(neuron_leaves)))
+    z, dW, dphi = jnp.zeros((batch, n)), jnp.zeros((rows, n)), jnp.zeros((n, len(neuron_leaves)))
     for t, x in enumerate(inputs):
         pre = jnp.concatenate([x, z, jnp.ones((batch, 1))], -1)
         current = pre @ jnp.concatenate([params["w_in"], params["w_rec"], params["bias"][None]])
@@ -126,5 +126,5 @@ def eprop(cell, params, inputs, zeta):
         dphi = dphi + jnp.einsum("bn,bni->ni", zeta[t], dz_phi)
         state, z = cell.step(neuron, state, current)
     m = params["w_in"].shape[0]
-    d_neuron = {name: dphi[:, i] for i, name in enumerate(names)}
+    d_neuron = neuron_tree.unflatten(list(dphi.T))
     return {"w_in": dW[:m], "w_rec": dW[m : m + n], "bias": dW[-1], "neuron": d_neuron}

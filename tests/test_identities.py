@@ -9,7 +9,7 @@ from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss,
 import hyprjax as hj
 
 SCANS = ("sequential", "associative")
-VARIANTS = [("sequential", False), ("sequential", True), ("associative", True)]
+VARIANTS = [("sequential", True), ("associative", False)]
 STACKS = [("brf",), ("custom", "leaky_integrator"), ("se_adlif", "alif"), ("alif", "custom", "leaky_integrator")]
 
 
@@ -36,11 +36,11 @@ def test_whole_sequence_equals_bptt_without_explicit_recurrence(names, scan, res
     assert_close(gradient(cells, params, xs, segment_length=99, scan=scan), reference(cells, params, xs, cut=True))
 
 
-@pytest.mark.parametrize(("scan", "resets"), VARIANTS)
+@pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("names", [(name,) for name in CELLS] + STACKS[1:])
-def test_whole_sequence_with_segment_credit_equals_bptt(names, scan, resets):
+def test_whole_sequence_with_segment_credit_equals_bptt(names, resets):
     cells, params, xs = problem(names, resets=resets)
-    actual = gradient(cells, params, xs, segment_length=12, recurrent_credit="segment", scan=scan)
+    actual = gradient(cells, params, xs, segment_length=12, recurrent_credit="segment")
     assert_close(actual, reference(cells, params, xs, cut=False))
 
 
@@ -72,7 +72,7 @@ def test_optional_parameters(recurrent, bias):
 def test_gradient_of_one_layer_is_independent_of_segment_length(name, scan, resets):
     cells, params, xs = problem((name,), resets=resets)
     expected = reference(cells, params, xs, cut=True)
-    for segment_length in (1, 5, 40):
+    for segment_length in (1, 5):
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan), expected)
 
 
@@ -84,15 +84,13 @@ def test_independence_of_segment_length_holds_for_any_batch_shape(batch_shape):
         assert_close(gradient(cells, params, xs, segment_length=segment_length), expected)
 
 
-@pytest.mark.parametrize("segment_length", [1, 5])
 @pytest.mark.parametrize("name", CELLS)
-def test_one_layer_equals_eprop_step_by_step(name, segment_length):
+def test_one_layer_equals_eprop_step_by_step(name):
     cells, params, xs = problem((name,))
     outputs = oracle.unroll(cells[0], params[0], xs["inputs"])
     zeta = jax.grad(loss_of_outputs)(outputs, xs["weights"])
     expected = oracle.eprop(cells[0], params[0], xs["inputs"], zeta)
-    actual = gradient(cells, params, xs, segment_length=segment_length)[0]
-    assert_close(actual, expected)
+    assert_close(gradient(cells, params, xs, segment_length=5)[0], expected)
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -112,6 +110,31 @@ def test_gradient_of_the_top_layer_is_independent_of_segment_length(names, scan)
     expected = reference(cells, params, xs, cut=True)[-1]
     for segment_length in (1, 5):
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan)[-1], expected)
+
+
+@pytest.mark.parametrize("segment_length", [1, 5])
+def test_a_filtered_layer_with_an_instantaneous_readout_is_exact_for_every_segment_length(segment_length):
+    cells, params, xs = problem(("filtered",), recurrent=False)
+    params = {"layer": params[0], "readout": jax.random.normal(jax.random.key(5), (4, 4), jnp.float64)}
+
+    def loss_fn(params, xs, unroll=hj.unroll):
+        return loss_of_outputs(unroll(cells[0], params["layer"], xs["inputs"]) @ params["readout"], xs["weights"])
+
+    actual = jax.jit(hj.hypr_grad(loss_fn, segment_length=segment_length, reduction="sum"))(params, xs)
+    assert_close(actual, jax.grad(loss_fn)(params, xs, oracle.unroll))
+
+
+def test_a_cell_without_parameters():
+    spike = hj.surrogate.arctan()
+    cell = hj.Cell(
+        init=lambda key, n: {},
+        rest=lambda neuron, batch_shape, dtype: (jnp.zeros((*batch_shape, 4), dtype),) * 2,
+        step=lambda neuron, s, current: ((0.8 * s[0] + current, 0.5 * s[1] + s[0]), spike(s[0] + current - s[1])),
+    )
+    params = [hj.init_layer(jax.random.key(0), cell, 3, 4, recurrent=True, dtype=jnp.float64)]
+    xs = make_data(12, (3,), 3, 4)
+    for scan in SCANS:
+        assert_close(gradient([cell], params, xs, segment_length=5, scan=scan), reference([cell], params, xs, cut=True))
 
 
 def test_segment_credit_of_one_step_is_eprop():

@@ -40,15 +40,13 @@ def hypr_stream(
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
     The carry holds states and eligibility traces; parameters may change between segments. The
-    reference semantics, for one layer without resets and one state variable `s` (`ε` is `∂s/∂w`,
-    `d/ds`, `d/dI` the local derivatives of `cell.step`):
+    reference semantics, for one layer of neurons with state `s`, parameters `w` and output `z`:
 
     ```python
-    for t in range(segment_length):
-        I = w @ x[t]
-        ε = ds_ds(s, I) * ε + ds_dI(s, I) * x[t]
-        dz_dw = dz_ds(s, I) * ε_before + dz_dI(s, I) * x[t]
-        s, z = step(s, I)
+    for t in range(segment_length):  # ε is ∂s/∂w; J, G, B, g are the local derivatives of cell.step
+        dz_dw = G(s, I[t]) * ε + g(s, I[t]) * x[t]
+        ε = J(s, I[t]) * ε + B(s, I[t]) * x[t]
+        s, z = cell.step(neuron, s, I[t])
         grads += dloss_dz[t] * dz_dw
     ```
 

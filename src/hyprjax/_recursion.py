@@ -83,9 +83,8 @@ def sequential(
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
-        _, pull_state = jax.vjp(lambda *args: step(*args, reset)[0], neuron, state, current)
         signal, *propagation = rows
-        pulled = [pull((signal, zeta)), *map(pull_state, propagation)]
+        pulled = [pull((signal, zeta)), *[pull((row, jnp.zeros_like(zeta))) for row in propagation]]
         return tuple(list(parts) for parts in zip(*pulled, strict=True))
 
     for _ in range(zeros.ndim - 1):

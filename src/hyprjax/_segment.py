@@ -98,7 +98,7 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], *, trac
     synapses = [jnp.zeros((*batch_shape, rows, n), dtype) for _ in jax.tree.leaves(state)]
     # No input has arrived, but the rest state itself may owe something to φ.
     columns = [jax.tree.leaves(column) for column in jacobian_columns(rest_of, params["neuron"])]
-    return Carry(state, output, Traces(synapses, [list(row) for row in zip(*columns, strict=True)]))
+    return Carry(state, output, Traces(synapses, [[column[c] for column in columns] for c in range(len(synapses))]))
 
 
 def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset: Array | None) -> tuple[State, Array]:

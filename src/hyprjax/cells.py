@@ -351,6 +351,54 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
     return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step)
 
 
+# --- exponential synapses -------------------------------------------------------------------------
+
+
+def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
+    """A neuron model whose output is low-pass filtered: an exponential synapse behind every neuron.
+
+    ::
+
+        y[t] = κ y[t-1] + (1-κ) z[t]                         κ = exp(-1/|τ|)
+
+    `y` is one more state variable, and the output: what the next layer and `w_rec` receive. With an
+    instantaneous linear readout instead of a leaky one, nothing above the layer has memory, and
+    HYPR is then exact in a layer without `w_rec` for every segment length.
+
+    State `cell`, `y`; neuron parameters `cell`, `tau`.
+
+    Args:
+      cell: the neuron model whose output is filtered.
+      tau: initial time constant of the filter in steps, > 0; the default is the readout's of
+        Bellec et al. 2020.
+
+    Returns:
+      A `Cell` with the weights of `cell`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.filtered(hj.lif(), tau=10.0)
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
+      (50, 3)
+    """
+
+    def init(key, n):
+        key_cell, key_tau = jax.random.split(key)
+        return {"cell": cell.init(key_cell, n), "tau": draw(key_tau, tau, n)}
+
+    def rest(neuron, batch_shape, dtype):
+        return {"cell": cell.rest(neuron["cell"], batch_shape, dtype), **zeros_state("y")(neuron, batch_shape, dtype)}
+
+    def step(neuron, state, current):
+        inner, z = cell.step(neuron["cell"], state["cell"], current)
+        decay = _decay(neuron["tau"])
+        y = decay * state["y"] + (1 - decay) * z
+        return {"cell": inner, "y": y}, y
+
+    return Cell(init, rest, step, cell.weights)
+
+
 def _check_positive(maker: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:

@@ -1,0 +1,159 @@
+"""The rules under test, each a function `(params, xs) -> (loss, grads)` of the same network and loss.
+
+The network is one recurrent layer and a leaky readout with cross entropy at every step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import hyprjax as hj
+
+READOUT = hj.leaky_integrator()
+
+
+class Case(NamedTuple):
+    """One network and data size."""
+
+    cell: str
+    inputs: int
+    neurons: int
+    batch: int
+    steps: int
+    classes: int = 20
+
+    def __str__(self) -> str:
+        """For titles and keys."""
+        return f"{self.cell} m={self.inputs} n={self.neurons} B={self.batch} T={self.steps}"
+
+
+def problem(case: Case, seed: int = 0) -> tuple[Any, Any, Callable]:
+    """Parameters, data and loss function of a case; input spikes at a rate of 5 %."""
+    cell = getattr(hj, case.cell)()
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = {
+        "hidden": hj.init_layer(keys[0], cell, case.inputs, case.neurons, recurrent=True),
+        "readout": hj.init_layer(keys[1], READOUT, case.neurons, case.classes),
+    }
+    if case.cell == "brf":  # currents enter times dt = 0.01; so that spikes happen
+        params["hidden"]["w_in"] *= 100
+    xs = {
+        "inputs": (jax.random.uniform(keys[2], (case.steps, case.batch, case.inputs)) < 0.05).astype(jnp.float32),
+        "labels": jax.random.randint(keys[3], (case.steps, case.batch), 0, case.classes),
+    }
+
+    def loss_fn(params, xs):
+        spikes = hj.unroll(cell, params["hidden"], xs["inputs"])
+        logits = hj.unroll(READOUT, params["readout"], spikes)
+        return step_loss(logits, xs["labels"])
+
+    return params, xs, loss_fn
+
+
+def step_loss(logits, labels):
+    """Cross entropy of the logits of any number of steps."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def eprop(case: Case) -> Callable:
+    """e-prop, step by step over explicit traces: what online learners do. Gradient as HYPR's at λ = 1."""
+    cells = {"hidden": getattr(hj, case.cell)(), "readout": READOUT}
+
+    def value_and_grad(params, xs):
+        def start(name, n_in):
+            layer, cell = params[name], cells[name]
+            state = cell.rest(layer["neuron"], (case.batch,), jnp.float32)
+            n = layer["bias"].shape[0]
+            rows = n_in + ("w_rec" in layer) * n + 1
+            z = jnp.zeros((case.batch, n))
+            traces = [jnp.zeros((case.batch, rows, n)) for _ in jax.tree.leaves(state)]
+            of_neuron = [[jnp.zeros_like(z) for _ in jax.tree.leaves(state)] for _ in jax.tree.leaves(layer["neuron"])]
+            return state, z, traces, of_neuron
+
+        def forward(name, carry, x):
+            """One step of one layer: output, next carry, and what its loss gradient ζ makes of the parameters."""
+            layer, cell = params[name], cells[name]
+            state, z, traces, of_neuron = carry
+            weights = [layer[key] for key in ("w_in", "w_rec") if key in layer]
+            pre = jnp.concatenate([x, *([z] if "w_rec" in layer else []), jnp.ones((len(x), 1))], -1)
+            current = pre @ jnp.concatenate([*weights, layer["bias"][None]])
+            leaves, tree = jax.tree.flatten((state, current, layer["neuron"]))
+
+            def step(*leaves):
+                state, current, neuron = jax.tree.unflatten(tree, leaves)
+                state, z = cell.step(neuron, state, current)
+                return (*jax.tree.leaves(state), z)
+
+            tangents = [
+                [jnp.ones_like(a) if i == j else jnp.zeros_like(a) for j, a in enumerate(leaves)]
+                for i in range(len(leaves))
+            ]
+            columns = [jax.jvp(step, leaves, tangent)[1] for tangent in tangents]
+            k = len(traces)
+            J, B, D = columns[:k], columns[k], columns[k + 1 :]
+            outer = lambda factor: pre[:, :, None] * factor[:, None, :]  # noqa: E731
+            new_traces = [sum(J[d][c][:, None] * traces[d] for d in range(k)) + outer(B[c]) for c in range(k)]
+            new_of_neuron = [
+                [sum(J[d][c] * trace[d] for d in range(k)) + D_i[c] for c in range(k)]
+                for trace, D_i in zip(of_neuron, D, strict=True)
+            ]
+
+            def gradient(zeta):
+                # One batch element after the other: on a CPU several times faster than a sum over the leading axis.
+                signal = [J[d][k] * zeta for d in range(k)]
+                add = lambda total, at_b: (total + sum(q * e for q, e in zip(*at_b, strict=True)), None)  # noqa: E731
+                rows, _ = jax.lax.scan(add, pre.T @ (B[k] * zeta), (signal, traces))
+                splits = jax.lax.split(rows, [len(w) for w in weights] + [1])
+                dz_neuron = [
+                    sum(J[d][k] * t[d] for d in range(k)) + D_i[k] for t, D_i in zip(of_neuron, D, strict=True)
+                ]
+                neuron = jax.tree.structure(layer["neuron"]).unflatten([(dz * zeta).sum(0) for dz in dz_neuron])
+                grads = {"w_in": splits[0], "bias": splits[-1][0], "neuron": neuron}
+                return {**grads, "w_rec": splits[1]} if "w_rec" in layer else grads
+
+            *new_state, z = step(*leaves)
+            state = jax.tree.unflatten(jax.tree.structure(state), new_state)
+            return z, (state, z, new_traces, new_of_neuron), gradient, B[k]
+
+        def step(state, at_t):
+            hidden, readout, loss, grads = state
+            z, hidden, hidden_gradient, _ = forward("hidden", hidden, at_t["inputs"])
+            y, readout, readout_gradient, gain = forward("readout", readout, z)
+            value, error = jax.value_and_grad(step_loss)(y, at_t["labels"])
+            zeta = (error * gain) @ params["readout"]["w_in"].T
+            step_grads = {"hidden": hidden_gradient(zeta), "readout": readout_gradient(error)}
+            return (hidden, readout, loss + value, jax.tree.map(jnp.add, grads, step_grads)), None
+
+        init = (start("hidden", case.inputs), start("readout", case.neurons), 0.0, jax.tree.map(jnp.zeros_like, params))
+        (_, _, loss, grads), _ = jax.lax.scan(step, init, xs)
+        return loss / case.steps, jax.tree.map(lambda g: g / case.steps, grads)
+
+    return value_and_grad
+
+
+def all_rules(case: Case, loss_fn: Callable, segment_lengths: list[int], scans: list[str]) -> dict[str, Callable]:
+    """Every rule of hyprjax itself by its label; labels of HYPR end with the segment length."""
+    lengths = [length for length in segment_lengths if length <= case.steps]
+    rules = {"forward": loss_fn, "bptt": jax.value_and_grad(loss_fn)}
+    for scan in scans:
+        for length in lengths:
+            rules[f"hypr {scan} {length}"] = hj.hypr_value_and_grad(loss_fn, segment_length=length, scan=scan)
+    for length in lengths:
+        rules[f"hypr segment-credit {length}"] = hj.hypr_value_and_grad(
+            loss_fn, segment_length=length, recurrent_credit="segment"
+        )
+    rules["e-prop"] = eprop(case)
+    return rules
+
+
+def check_eprop(case: Case) -> float:
+    """Largest relative difference between e-prop step by step and HYPR at λ = 1, on the first 20 steps."""
+    case = case._replace(steps=20, batch=min(case.batch, 4))
+    params, xs, loss_fn = problem(case)
+    _, expected = jax.jit(hj.hypr_value_and_grad(loss_fn, segment_length=1))(params, xs)
+    _, actual = jax.jit(eprop(case))(params, xs)
+    errors = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-12), actual, expected)
+    return float(max(jax.tree.leaves(errors)))
