@@ -44,7 +44,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--no-external", action="store_true", help="leave out braintrace and spyx where installed")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of every rule")
     parser.add_argument("--limit", type=float, default=20.0, help="leave out a rule whose first run takes more seconds")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of JSON and plot")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"), help="folder of JSON and plot")
     return parser.parse_args(arguments)
 
 

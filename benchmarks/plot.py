@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 
 def best_hypr(rows):
@@ -25,18 +26,18 @@ def by_case(rows):
 def save(rows: list[dict], path: Path) -> None:
     """Draws all rows of the benchmark and saves the figure."""
     cells = list(dict.fromkeys(row["cell"] for row in rows))
-    figure, axes = plt.subplots(3, len(cells), figsize=(3.4 * len(cells), 8.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(cells), 3, figsize=(11, 3 * len(cells)), squeeze=False, layout="constrained")
     groups = by_case(rows)
-    for column, cell in enumerate(cells):
+    for own_axes, cell in zip(axes, cells, strict=True):
         own = {key: group for key, group in groups.items() if key[0] == cell}
         _, m, n, b, _ = max(own, key=lambda key: (sum(key[:1] + key[1:4] == k[:4] for k in own), key[3], -key[2]))
         size = {key[4]: group for key, group in own.items() if key[1:4] == (m, n, b)}
         title = f"{cell}, m={m}, n={n}, B={b}"
-        against_time(axes[0, column], size, "ms", "ms per gradient", title)
-        against_time(axes[1, column], size, "memory_mb", "temporary memory (MB)", title)
-        against_segment_length(axes[2, column], size)
+        against_time(own_axes[0], size, "ms", "ms per gradient", title)
+        against_time(own_axes[1], size, "memory_mb", "temporary memory (MB)", title)
+        against_segment_length(own_axes[2], size)
     axes[0, 0].legend(fontsize=8)
-    axes[2, 0].legend(fontsize=8)
+    axes[0, 2].legend(fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -53,7 +54,7 @@ def against_time(axes, size, field, label, title):
         points = sorted((steps, row[field]) for steps, group in size.items() if (row := of(group)))
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name) if points else None
     axes.set(xscale="log", yscale="log", xlabel="steps T", ylabel=label, title=title)
-    axes.title.set_fontsize(9)
+    finish(axes, sorted(size))
 
 
 def against_segment_length(axes, size):
@@ -65,4 +66,11 @@ def against_segment_length(axes, size):
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=prefix) if points else None
     axes.axhline(1, color="gray", lw=0.8)
     axes.set(xscale="log", xlabel="segment length λ", ylabel="time / BPTT", ylim=(0, None), title=f"T={steps}")
+    finish(axes, sorted({int(row["rule"].split()[-1]) for row in size[steps] if row["rule"].startswith("hypr")}))
+
+
+def finish(axes, ticks):
+    """Ticks where something was measured, a small title."""
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.title.set_fontsize(9)
