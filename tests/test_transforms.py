@@ -250,7 +250,7 @@ def optimised():
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("credit", ["none", "segment"])
 def test_memory_does_not_grow_with_the_sequence(credit):
-    f = lambda loss_fn: hj.hypr_value_and_grad(loss_fn, segment_length=100, recurrent_credit=credit)  # noqa: E731
+    f = lambda loss_fn: hj.hypr_value_and_grad(loss_fn, recurrent_credit=credit)  # noqa: E731
     short, long = temporary_bytes(f, 2_000), temporary_bytes(f, 16_000)
     assert long <= 1.02 * short
     assert long < 0.1 * temporary_bytes(jax.value_and_grad, 16_000)

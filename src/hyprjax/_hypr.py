@@ -175,7 +175,7 @@ def hypr_value_and_grad(
         def scanned_segment(state, index):
             carry, total = state
             loss, aux, grads, carry = segment(carry, index * length, length, options)
-            return (carry, _add(total, grads, weight)), (loss, aux)
+            return (carry, _add(total, grads, weight)), (loss, aux, index)
 
         last = options._replace(last=True)
         if scanned == 0:
@@ -184,12 +184,24 @@ def hypr_value_and_grad(
         else:
             weight, last_weight = (length / steps, last_length / steps) if reduction == "mean" else (1.0, 1.0)
             indices = jnp.arange(scanned)
-            (carry, total), (losses, auxs) = jax.lax.scan(scanned_segment, (carry, _zeros(params)), indices)
-            loss, aux, grads, _ = segment(carry, scanned * length, last_length, last)
+            (carry, total), (losses, auxs, done) = jax.lax.scan(scanned_segment, (carry, _zeros(params)), indices)
+
+            def last_segment(carry):
+                loss, aux, grads, _ = segment(carry, scanned * length, last_length, last)
+                _check_stackable(auxs, aux)
+                return loss, aux, grads
+
+            def never(carry):
+                value = jax.tree.map(lambda many: jnp.zeros_like(many[0]), (losses, auxs))
+                return *value, jax.tree.map(jnp.zeros_like, params)
+
+            # A branch always taken: without it XLA prepares the last segment's buffers before the loop over the others
+            # has released its own, a third more memory.
+            loss, aux, grads = jax.lax.cond(done[-1] >= 0, last_segment, never, carry)
             loss = weight * losses.sum() + last_weight * loss
             total = _add(total, grads, last_weight)
             grads = jax.tree.map(lambda t, g: t.astype(g.dtype), total, grads)
-            auxs = _stack(auxs, aux)
+            auxs = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), auxs, aux)
         return ((loss, auxs) if has_aux else loss), grads
 
     return value_and_grad
@@ -280,14 +292,11 @@ def _add(total: PyTree, grads: PyTree, weight: float) -> PyTree:
     return jax.tree.map(lambda t, g: t + weight * g.astype(t.dtype), total, grads)
 
 
-def _stack(scanned: PyTree, last: PyTree) -> PyTree:
-    def stack(many, one):
-        if many.shape[1:] != one.shape:
+def _check_stackable(auxs: PyTree, last: PyTree) -> None:
+    for many, one in zip(jax.tree.leaves(auxs), jax.tree.leaves(last), strict=True):
+        if many.shape[1:] != jnp.shape(one):
             raise ValueError(
-                f"aux has shape {many.shape[1:]} in a full segment but {one.shape} in the shorter last one, so it "
+                f"aux has shape {many.shape[1:]} in a full segment but {jnp.shape(one)} in the shorter last one, so it "
                 "cannot be stacked; choose a segment_length that divides the number of time steps, or reduce aux over "
                 "time"
             )
-        return jnp.concatenate([many, one[None]])
-
-    return jax.tree.map(stack, scanned, jax.tree.map(jnp.asarray, last))
