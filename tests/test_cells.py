@@ -32,6 +32,33 @@ def se_adlif(p, current):
         yield z
 
 
+def ef_adlif(p, current):
+    u, w, z = np.zeros((3, *current.shape[1:]))
+    alpha, rho = np.exp(-1 / (5 + 20 * p["tau_u"])), np.exp(-1 / (60 + 240 * p["tau_w"]))
+    for x in current:
+        u, w = alpha * u + (1 - alpha) * (x - w), rho * w + (1 - rho) * 120 * (p["a"] * u + p["b"] * z)
+        z = (u > 1).astype(float)
+        u = u * (1 - z)
+        yield z
+
+
+def rf(p, current, dt=0.01):
+    x = np.zeros(current.shape[1:], complex)
+    for i in current:
+        x = x + dt * ((-np.abs(p["b_offset"]) + 1j * np.abs(p["omega"])) * x + i)
+        yield (x.real > 1).astype(float)
+
+
+def cuba_lif(p, current):
+    i, v = np.zeros((2, *current.shape[1:]))
+    for x in current:
+        i = np.exp(-1 / p["tau_syn"]) * i + x
+        v = np.exp(-1 / p["tau"]) * v + (1 - np.exp(-1 / p["tau"])) * i
+        z = (v > 1).astype(float)
+        v = v * (1 - z)
+        yield z
+
+
 def alif(p, current):
     v, a, z = np.zeros((3, *current.shape[1:]))
     for x in current:
@@ -57,10 +84,19 @@ def leaky_integrator(p, current):
         yield v
 
 
-GAIN = {"brf": 60.0, "se_adlif": 25.0, "alif": 0.2, "lif": 0.2, "leaky_integrator": 1.0}
+GAIN = {
+    "brf": 60.0,
+    "rf": 20.0,
+    "se_adlif": 25.0,
+    "ef_adlif": 25.0,
+    "alif": 0.2,
+    "cuba_lif": 0.3,
+    "lif": 0.2,
+    "leaky_integrator": 1.0,
+}
 
 
-@pytest.mark.parametrize("published", [brf, se_adlif, alif, lif, leaky_integrator])
+@pytest.mark.parametrize("published", [brf, rf, se_adlif, ef_adlif, alif, cuba_lif, lif, leaky_integrator])
 def test_trajectory_follows_the_published_equations(published):
     cell, name = getattr(hj, published.__name__)(), published.__name__
     params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=8, bias=False, dtype=jnp.float64)

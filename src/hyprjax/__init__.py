@@ -10,9 +10,12 @@ from hyprjax._stream import stream as stream
 from hyprjax._stream import unroll as unroll
 from hyprjax.cells import alif as alif
 from hyprjax.cells import brf as brf
+from hyprjax.cells import cuba_lif as cuba_lif
+from hyprjax.cells import ef_adlif as ef_adlif
 from hyprjax.cells import filtered as filtered
 from hyprjax.cells import leaky_integrator as leaky_integrator
 from hyprjax.cells import lif as lif
+from hyprjax.cells import rf as rf
 from hyprjax.cells import se_adlif as se_adlif
 
 __version__ = "0.1.0"

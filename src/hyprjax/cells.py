@@ -41,6 +41,21 @@ def _uniform_orthogonal(key: Array, n_in: int, n_out: int) -> tuple[Array, Array
     return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))
 
 
+def _oscillator(omega: Init, b_offset: Init):
+    """`init` of the resonate-and-fire models."""
+
+    def init(key, n):
+        key_omega, key_b = jax.random.split(key)
+        return {"omega": draw(key_omega, omega, n), "b_offset": draw(key_b, b_offset, n)}
+
+    return init
+
+
+def _rotate(u: Array, v: Array, omega: Array, b: Array, current: Array, dt: float) -> dict[str, Array]:
+    """A forward Euler step of the damped oscillator `x' = (b + iω) x + I`, `x = u + iv`."""
+    return {"u": u + dt * (b * u - omega * v + current), "v": v + dt * (omega * u + b * v)}
+
+
 # --- leaky integrate-and-fire ---------------------------------------------------------------------
 
 
@@ -94,6 +109,67 @@ def lif(
         return {"v": v}, spike((v - threshold) / threshold)
 
     return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step, _normal_fan_in)
+
+
+# --- current-based leaky integrate-and-fire -------------------------------------------------------
+
+
+def cuba_lif(
+    tau: Init = 20.0,
+    tau_syn: Init = 10.0,
+    *,
+    threshold: float = 1.0,
+    spike: surrogate.SpikeFn | None = None,
+) -> Cell:
+    """Leaky integrate-and-fire neuron with exponential synaptic currents, reset to zero (Cramer et al. 2020).
+
+    ::
+
+        i[t] = κ i[t-1] + I[t]                               κ = exp(-1/|τ_syn|)
+        v̂[t] = α v[t-1] + (1-α) i[t]                         α = exp(-1/|τ|)
+        z[t] = Θ(v̂[t] - ϑ)
+        v[t] = v̂[t] (1 - sg(z[t]))
+
+    State `i`, `v`; neuron parameters `tau`, `tau_syn`. The paper's membrane sees the current one step later.
+
+    Args:
+      tau: initial membrane time constant in steps, > 0.
+      tau_syn: initial synaptic time constant in steps, > 0.
+      threshold: firing threshold ϑ > 0.
+      spike: spike function; default `surrogate.fast_sigmoid()`, as in the paper.
+
+    Returns:
+      A `Cell`. Default time constants: the paper's 20 and 10 ms at steps of 1 ms.
+
+    Raises:
+      ValueError: `threshold` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.cuba_lif(tau_syn=(5.0, 15.0))
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
+      (50, 3)
+
+    References:
+      Cramer, Stradmann, Schemmel, Zenke 2020, The Heidelberg Spiking Data Sets for the Systematic
+      Evaluation of Spiking Neural Networks, https://arxiv.org/abs/1910.07407
+    """
+    _check_positive("cuba_lif", threshold=threshold)
+    spike = spike or surrogate.fast_sigmoid()
+
+    def step(neuron, state, current):
+        i = _decay(neuron["tau_syn"]) * state["i"] + current
+        alpha = _decay(neuron["tau"])
+        v = alpha * state["v"] + (1 - alpha) * i
+        z = spike(v - threshold)
+        return {"i": i, "v": v * (1 - stop_gradient(z))}, z
+
+    def init(key, n):
+        keys = jax.random.split(key)
+        return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
+
+    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in)
 
 
 # --- adaptive leaky integrate-and-fire ------------------------------------------------------------
@@ -167,7 +243,91 @@ def alif(
     return Cell(init, zeros_state("v", "a"), step, _normal_fan_in)
 
 
-# --- adaptive leaky integrate-and-fire, symplectic Euler ------------------------------------------
+# --- adaptive leaky integrate-and-fire with subthreshold coupling: Euler-forward and symplectic Euler -----
+
+
+def _adlif_parameters(maker: str, ranges: dict[str, tuple[float, float]], q: float):
+    """What both adLIF discretisations share: `init`, and `neuron -> α, ρ, q a, q b`."""
+    for name, bounds in ranges.items():
+        if not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] <= bounds[1]):
+            raise ValueError(f"{maker}: {name} must be a range (low, high) with low <= high, got {bounds!r}")
+
+    def init(key, n):
+        starts = ranges | {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0)}
+        keys = jax.random.split(key, len(starts))
+        return {name: draw(key, start, n) for key, (name, start) in zip(keys, starts.items(), strict=True)}
+
+    def constants(neuron):
+        def decay(name):
+            low, high = ranges[name]
+            return jnp.exp(-1 / (low + (high - low) * _clip(neuron[name], 0.0, 1.0)))
+
+        a, b = (q * _clip(neuron[name], *ranges[name]) for name in ("a", "b"))
+        return decay("tau_u"), decay("tau_w"), a, b
+
+    return init, constants
+
+
+def ef_adlif(
+    tau_u: tuple[float, float] = (5.0, 25.0),
+    tau_w: tuple[float, float] = (60.0, 300.0),
+    a: tuple[float, float] = (0.0, 1.0),
+    b: tuple[float, float] = (0.0, 2.0),
+    *,
+    q: float = 120.0,
+    threshold: float = 1.0,
+    spike: surrogate.SpikeFn | None = None,
+) -> Cell:
+    """Adaptive LIF neuron discretised by forward Euler (Bittar & Garner 2022; as in Baronig et al. 2024).
+
+    ::
+
+        û[t] = α u[t-1] + (1-α) (I[t] - w[t-1])              α = exp(-1/τ_u)
+        w[t] = ρ w[t-1] + (1-ρ) q (a u[t-1] + b z[t-1])      ρ = exp(-1/τ_w)
+        z[t] = Θ(û[t] - ϑ)
+        u[t] = û[t] (1 - sg(z[t]))
+
+    The adaptation follows the step before, which destabilises fast oscillations: `se_adlif` is the better
+    discretisation, this is what it is compared with. State `u` (as û) and `w`; neuron parameters as in `se_adlif`.
+
+    Args:
+      tau_u: range of the membrane time constant in steps.
+      tau_w: range of the adaptation time constant in steps.
+      a: range of the subthreshold coupling.
+      b: range of the spike-triggered adaptation.
+      q: common scale of `a` and `b`.
+      threshold: firing threshold ϑ.
+      spike: spike function; default `surrogate.slayer()`, as in the paper.
+
+    Returns:
+      A `Cell`. Default ranges and `q`: those of `se_adlif`.
+
+    Raises:
+      ValueError: a range is not `(low, high)` with `low <= high`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.ef_adlif(q=60.0)
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 8, 4))).shape
+      (50, 8, 36)
+
+    References:
+      Bittar, Garner 2022, A surrogate gradient spiking baseline for speech command recognition,
+      https://doi.org/10.3389/fnins.2022.865897; Baronig et al. 2024, https://arxiv.org/abs/2408.07517
+    """
+    init, constants = _adlif_parameters("ef_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
+    spike = spike or surrogate.slayer()
+
+    def step(neuron, state, current):
+        alpha, rho, qa, qb = constants(neuron)
+        z = spike(state["u"] - threshold)
+        u = state["u"] * (1 - stop_gradient(z))
+        w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
+        u = alpha * u + (1 - alpha) * (current - state["w"])
+        return {"u": u, "w": w}, spike(u - threshold)
+
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal)
 
 
 def se_adlif(
@@ -218,31 +378,75 @@ def se_adlif(
       Baronig, Ferrand, Sabathiel, Legenstein 2024, Advancing Spatio-Temporal Processing in Spiking
       Neural Networks through Adaptation, https://arxiv.org/abs/2408.07517
     """
-    ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
-    for name, bounds in ranges.items():
-        if not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] <= bounds[1]):
-            raise ValueError(f"se_adlif: {name} must be a range (low, high) with low <= high, got {bounds!r}")
+    init, constants = _adlif_parameters("se_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
     spike = spike or surrogate.slayer()
 
     def step(neuron, state, current):
-        def interpolated(name):
-            low, high = ranges[name]
-            return low + (high - low) * _clip(neuron[name], 0.0, 1.0)
-
-        alpha, rho = jnp.exp(-1 / interpolated("tau_u")), jnp.exp(-1 / interpolated("tau_w"))
+        alpha, rho, qa, qb = constants(neuron)
         u = alpha * state["u"] + (1 - alpha) * (current - state["w"])
         z = spike(u - threshold)
         u = u * (1 - stop_gradient(z))
-        drive = _clip(neuron["a"], *a) * u + _clip(neuron["b"], *b) * z
-        w = rho * state["w"] + (1 - rho) * q * drive
+        w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z
 
-    def init(key, n):
-        starts = {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0), "a": a, "b": b}
-        keys = jax.random.split(key, len(starts))
-        return {name: draw(key, start, n) for key, (name, start) in zip(keys, starts.items(), strict=True)}
-
     return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal)
+
+
+# --- resonate-and-fire ----------------------------------------------------------------------------
+
+
+def rf(
+    omega: Init = (5.0, 10.0),
+    b_offset: Init = (0.0, 3.0),
+    *,
+    dt: float = 0.01,
+    threshold: float = 1.0,
+    spike: surrogate.SpikeFn | None = None,
+) -> Cell:
+    """Resonate-and-fire neuron without reset (Izhikevich 2001; the baseline of Higuchi et al. 2024).
+
+    ::
+
+        u[t] = u[t-1] + dt (-|b'| u[t-1] - |ω| v[t-1] + I[t])
+        v[t] = v[t-1] + dt (|ω| u[t-1] - |b'| v[t-1])
+        z[t] = Θ(u[t] - ϑ)
+
+    Forward Euler diverges where `|b'| < dt ω² / 2` or so, which `brf` rules out by its divergence boundary.
+    State `u`, `v`; neuron parameters `omega` (rad per time unit) and `b_offset`.
+
+    Args:
+      omega: initial angular frequency ω.
+      b_offset: initial damping |b'|.
+      dt: length of a step in time units.
+      threshold: firing threshold ϑ.
+      spike: spike function; default `surrogate.double_gaussian()`, as in Higuchi et al.
+
+    Returns:
+      A `Cell`. Default ranges are those of `brf`.
+
+    Raises:
+      ValueError: `dt` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.rf(omega=(3.0, 5.0), b_offset=(1.0, 2.0))
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
+      >>> hj.unroll(cell, params, jnp.ones((50, 8, 4))).shape
+      (50, 8, 36)
+
+    References:
+      Izhikevich 2001, Resonate-and-fire neurons, https://doi.org/10.1016/S0893-6080(01)00078-8;
+      Higuchi, Kairat, Bohté, Otte 2024, https://arxiv.org/abs/2402.14603
+    """
+    _check_positive("rf", dt=dt)
+    spike = spike or surrogate.double_gaussian()
+
+    def step(neuron, state, current):
+        omega, b = jnp.abs(neuron["omega"]), -jnp.abs(neuron["b_offset"])
+        state = _rotate(state["u"], state["v"], omega, b, current, dt)
+        return state, spike(state["u"] - threshold)
+
+    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v"), step)
 
 
 # --- balanced resonate-and-fire -------------------------------------------------------------------
@@ -306,15 +510,11 @@ def brf(
         # The floor keeps value and gradient finite for a frequency that training pushes past 1 / dt.
         boundary = (jnp.sqrt(jnp.maximum(1 - jnp.square(dt * omega), 1e-6)) - 1) / dt
         b = boundary - b_offset - q
-        u, v = u + dt * (b * u - omega * v + current), v + dt * (omega * u + b * v)
-        z = spike(u - threshold - q)
-        return {"u": u, "v": v, "q": gamma * q + z}, z
+        state = _rotate(u, v, omega, b, current, dt)
+        z = spike(state["u"] - threshold - q)
+        return {**state, "q": gamma * q + z}, z
 
-    def init(key, n):
-        key_omega, key_b = jax.random.split(key)
-        return {"omega": draw(key_omega, omega, n), "b_offset": draw(key_b, b_offset, n)}
-
-    return Cell(init, zeros_state("u", "v", "q"), step)
+    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v", "q"), step)
 
 
 # --- leaky integrator -----------------------------------------------------------------------------
