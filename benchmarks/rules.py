@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import hyprjax as hj
+from hyprjax._hypr import _default_segment_length
 
 READOUT = hj.leaky_integrator()
 
@@ -135,8 +136,9 @@ def eprop(case: Case) -> Callable:
 
 
 def all_rules(case: Case, loss_fn: Callable, segment_lengths: list[int], scans: list[str]) -> dict[str, Callable]:
-    """Every rule of hyprjax itself by its label; labels of HYPR end with the segment length."""
-    lengths = [length for length in segment_lengths if length <= case.steps]
+    """Every rule of hyprjax itself by its label; those of HYPR end with the segment length, the default included."""
+    default = _default_segment_length(case.steps)
+    lengths = sorted({default, *(length for length in segment_lengths if length <= case.steps)})
     rules = {"forward": loss_fn, "bptt": jax.value_and_grad(loss_fn)}
     for scan in scans:
         for length in lengths:
@@ -145,7 +147,8 @@ def all_rules(case: Case, loss_fn: Callable, segment_lengths: list[int], scans: 
         rules[f"hypr segment-credit {length}"] = hj.hypr_value_and_grad(
             loss_fn, segment_length=length, recurrent_credit="segment"
         )
-    rules["e-prop"] = eprop(case)
+    if case.batch * case.steps * case.neurons * (case.inputs + case.neurons) < 5e9:  # beyond, it takes minutes
+        rules["e-prop"] = eprop(case)
     return rules
 
 

@@ -5,7 +5,6 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import oracle
 import pytest
 from networks import CELLS, assert_close, make_data, make_loss, make_stack
@@ -212,45 +211,3 @@ def test_masks_on_weights_are_plain_jax():
     grads = jax.jit(hj.hypr_grad(masked, segment_length=4))(params, xs)[0]["w_rec"]
     assert (jnp.diag(grads) == 0).all()
     assert jnp.abs(grads).max() > 0
-
-
-# --- compiled memory ------------------------------------------------------------------------------
-
-
-def temporary_bytes(f, steps, batch=8):
-    cell, readout = hj.brf(), hj.leaky_integrator()
-    shapes = jax.eval_shape(
-        lambda key: {
-            "hidden": hj.init_layer(key, cell, 20, 32, recurrent=True),
-            "readout": hj.init_layer(key, readout, 32, 5),
-        },
-        jax.random.key(0),
-    )
-    xs = {
-        "inputs": jax.ShapeDtypeStruct((steps, batch, 20), jnp.float32),
-        "labels": jax.ShapeDtypeStruct((steps, batch), jnp.int32),
-    }
-
-    def loss_fn(params, xs):
-        spikes = hj.unroll(cell, params["hidden"], xs["inputs"])
-        logits = hj.unroll(readout, params["readout"], spikes)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, xs["labels"]).mean()
-
-    return jax.jit(f(loss_fn)).lower(shapes, xs).compile().memory_analysis().temp_size_in_bytes
-
-
-@pytest.fixture
-def optimised():
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("credit", ["none", "segment"])
-def test_memory_does_not_grow_with_the_sequence(credit):
-    f = lambda loss_fn: hj.hypr_value_and_grad(loss_fn, recurrent_credit=credit)  # noqa: E731
-    short, long = temporary_bytes(f, 2_000), temporary_bytes(f, 16_000)
-    assert long <= 1.02 * short
-    assert long < 0.1 * temporary_bytes(jax.value_and_grad, 16_000)

@@ -24,11 +24,24 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def segment_length(value: Any) -> None:
-    """Refuses a segment length that is not an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"segment_length must be an int, got {value!r} of type {type(value).__name__}")
-    if value < 1:
+    """Refuses a segment length that is neither None nor an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | None):
+        raise TypeError(f"segment_length must be an int or None, got {value!r} of type {type(value).__name__}")
+    if value is not None and value < 1:
         raise ValueError(f"segment_length must be at least 1, got {value}")
+
+
+def trace_dtype(value: Any) -> Any:
+    """The dtype that `value` names, or None; refuses one that is not real floating."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"trace_dtype must be a floating dtype such as jnp.bfloat16, got {value!r}")
+    return dtype
 
 
 def floating(name: str, tree: PyTree) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ def hypr_stream(
     recurrent_credit: str = "none",
     has_aux: bool = False,
     scan: str = "auto",
+    trace_dtype: Any = None,
 ) -> Learner:
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
@@ -59,6 +61,8 @@ def hypr_stream(
       scan: how the linear recursions run: `"sequential"` (a fused scan, best on CPU),
         `"associative"` (parallel over time, for accelerators; the reversed scan of
         `recurrent_credit="segment"` stays sequential) or `"auto"`, by backend.
+      trace_dtype: dtype in which the traces of the weights wait between segments; that of the inputs by default.
+        `jnp.bfloat16` halves their memory; docs/streams.md has the error that it makes.
 
     Returns:
       A `Learner(init, value_and_grad)`.
@@ -79,7 +83,7 @@ def hypr_stream(
       ...     (loss, grads), carry = learner.value_and_grad(params, carry, segment)
       ...     params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     """
-    options = _options(recurrent_credit, scan)
+    options = _options(recurrent_credit, scan, trace_dtype)
 
     def init(params: PyTree, xs: PyTree, *args: Any) -> Carry:
         _check.time_steps("xs", xs)
@@ -97,11 +101,12 @@ def hypr_stream(
 def hypr_value_and_grad(
     loss_fn: LossFn,
     *,
-    segment_length: int = 128,
+    segment_length: int | None = None,
     recurrent_credit: str = "none",
     has_aux: bool = False,
     reduction: str = "mean",
     scan: str = "auto",
+    trace_dtype: Any = None,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """`jax.value_and_grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -122,12 +127,15 @@ def hypr_value_and_grad(
     Args:
       loss_fn: `(params, xs, *args) -> loss` (or `(loss, aux)`), a scalar that calls `unroll`. It is
         called on one segment of `xs` at a time.
-      segment_length: time steps per segment; cut to T when longer. Memory grows with it.
+      segment_length: time steps per segment; cut to T when longer. Memory grows with it. By default
+        about 250: the length between 125 and 500 that divides T and is nearest to 250, or, where none does, T cut
+        into the number of segments that comes nearest to 250 steps each (measured in docs/performance.md).
       recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; the leaves of `aux` come back stacked, one
         entry per segment.
       reduction: `"mean"` or `"sum"` over segments.
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
+      trace_dtype: see `hypr_stream`.
 
     Returns:
       `f(params, xs, *args) -> (loss, grads)`, or `((loss, aux), grads)`. `xs` is a pytree whose
@@ -157,12 +165,12 @@ def hypr_value_and_grad(
     """
     _check.segment_length(segment_length)
     _check.choice("reduction", reduction, ("mean", "sum"))
-    options = _options(recurrent_credit, scan)
+    options = _options(recurrent_credit, scan, trace_dtype)
 
     def value_and_grad(params: PyTree, xs: PyTree, *args: Any) -> tuple[Any, PyTree]:
         _check.floating("params", params)
         steps = _check.time_steps("xs", xs)
-        length = min(segment_length, steps)
+        length = min(segment_length or _default_segment_length(steps), steps)
         scanned = (steps - 1) // length  # every segment but the last, whose traces nobody will read
         last_length = steps - scanned * length
 
@@ -210,11 +218,12 @@ def hypr_value_and_grad(
 def hypr_grad(
     loss_fn: LossFn,
     *,
-    segment_length: int = 128,
+    segment_length: int | None = None,
     recurrent_credit: str = "none",
     has_aux: bool = False,
     reduction: str = "mean",
     scan: str = "auto",
+    trace_dtype: Any = None,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -239,6 +248,7 @@ def hypr_grad(
         has_aux=has_aux,
         reduction=reduction,
         scan=scan,
+        trace_dtype=trace_dtype,
     )
 
     def grad(params: PyTree, xs: PyTree, *args: Any) -> PyTree:
@@ -273,10 +283,18 @@ def _differentiate(
     return loss, aux, grads, tuple(layer._replace(traces=trace) for layer, trace in zip(layers, traces, strict=True))
 
 
-def _options(recurrent_credit: str, scan: str) -> Options:
+def _default_segment_length(steps: int) -> int:
+    """About 250 steps; a last segment as long as the others compiles faster."""
+    divisors = [length for length in range(125, 501) if steps % length == 0]
+    if divisors:
+        return min(divisors, key=lambda length: abs(math.log(length / 250)))
+    return math.ceil(steps / max(1, round(steps / 250)))
+
+
+def _options(recurrent_credit: str, scan: str, trace_dtype: Any) -> Options:
     _check.choice("recurrent_credit", recurrent_credit, ("none", "segment"))
     _check.choice("scan", scan, ("auto", "associative", "sequential"))
-    return Options(scan, recurrent_credit)
+    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype))
 
 
 def _slice(xs: PyTree, start: Any, length: int) -> PyTree:

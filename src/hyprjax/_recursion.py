@@ -83,6 +83,7 @@ def sequential(
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
+        pull = jax.lax.optimization_barrier(pull)  # otherwise every row evaluates the surrogate derivative for itself
         signal, *propagation = rows
         pulled = [pull((signal, zeta)), *[pull((row, jnp.zeros_like(zeta))) for row in propagation]]
         return tuple(list(parts) for parts in zip(*pulled, strict=True))

@@ -42,7 +42,8 @@ class Traces(NamedTuple):
     """Eligibility traces of one layer, one entry for each of the `k` state variables.
 
     Attributes:
-      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias.
+      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias; kept in
+        `Options.trace_dtype`.
       neuron: `∂s/∂φ` as `k` lists of `p` arrays `[*batch, n]`.
     """
 
@@ -56,12 +57,14 @@ class Options(NamedTuple):
     Attributes:
       scan: `"auto"`, `"sequential"` or `"associative"`.
       recurrent_credit: `"none"` or `"segment"`.
+      trace_dtype: of the traces of the weights between segments; None for that of the inputs.
       first: whether no segment came before, so that the traces are at rest and need no pass over them.
       last: whether no segment follows, so that nobody reads the traces it would leave.
     """
 
     scan: str = "auto"
     recurrent_credit: str = "none"
+    trace_dtype: Any = None
     first: bool = False
     last: bool = False
 
@@ -87,15 +90,15 @@ class Past(NamedTuple):
     current: Float[Array, "t *batch n"]
 
 
-def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], *, traces: bool) -> Carry:
-    """The carry before any input."""
+def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options: Options | None) -> Carry:
+    """The carry before any input; without traces if `options` is None."""
     batch_shape, dtype, n = inputs.shape[1:-1], inputs.dtype, params["w_in"].shape[-1]
     rest_of = lambda neuron: cell.rest(neuron, batch_shape, dtype)  # noqa: E731
     state, output = rest_of(params["neuron"]), jnp.zeros((*batch_shape, n), dtype)
-    if not traces:
+    if options is None:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
-    synapses = [jnp.zeros((*batch_shape, rows, n), dtype) for _ in jax.tree.leaves(state)]
+    synapses = [jnp.zeros((*batch_shape, rows, n), options.trace_dtype or dtype) for _ in jax.tree.leaves(state)]
     # No input has arrived, but the rest state itself may owe something to φ.
     columns = [jax.tree.leaves(column) for column in jacobian_columns(rest_of, params["neuron"])]
     return Carry(state, output, Traces(synapses, [[column[c] for column in columns] for c in range(len(synapses))]))
@@ -208,7 +211,7 @@ def _contract(q, synapses):
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
         return total + dot(*at_b), None
 
-    return jax.lax.scan(add, jnp.zeros((rows, n), synapses[0].dtype), (q, synapses))[0]
+    return jax.lax.scan(add, jnp.zeros((rows, n), q[0].dtype), (q, synapses))[0]
 
 
 def _through(row, traces, added):
@@ -224,13 +227,16 @@ def _next_traces(p, propagation, traces, first):
         trace = jnp.einsum("...tp,...tn->...pn", p, jnp.moveaxis(row.current, 0, -2))
         if not first:
             trace += dot([R[..., None, :] for R in row.state], traces.synapses)
-        synapses.append(trace)
+        synapses.append(trace.astype(traces.synapses[0].dtype))
     return Traces(synapses, [_through(row.state, traces.neuron, row.neuron) for row in propagation])
 
 
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
     zeta, *_ = cotangents
+    if reset is not None:  # R_0 is zero there already; but zero times a trace that has become inf or NaN is NaN
+        forget = lambda trace: jnp.where(jnp.expand_dims(reset.any(0), range(reset.ndim - 1, trace.ndim)), 0, trace)  # noqa: E731
+        traces = jax.tree.map(forget, traces)
     neuron, w_rec = params["neuron"], params.get("w_rec")
 
     recur = _recursion.pick(options.scan)

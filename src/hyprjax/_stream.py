@@ -107,7 +107,7 @@ def unroll(
     params, inputs, resets = _check.layer(cell, params, inputs, resets)
     current = _current_frame.value
     if current is None:
-        start = _segment.rest(cell, params, inputs, traces=False)
+        start = _segment.rest(cell, params, inputs, None)
         outputs, *_ = _segment.run(cell, params, inputs, start.state, start.output, resets)
         return outputs
     if get_opaque_trace_state(convention="flax") != current.trace_state:
@@ -117,7 +117,7 @@ def unroll(
             "transformation outside, as in jax.jit(hypr_grad(loss_fn))"
         )
 
-    rest = _segment.rest(cell, params, inputs, traces=current.options is not None)
+    rest = _segment.rest(cell, params, inputs, current.options)
     if current.carry is None:
         current.next_carry.append(rest)
         return jnp.zeros((*inputs.shape[:-1], rest.output.shape[-1]), inputs.dtype)

@@ -1,0 +1,94 @@
+"""What the compiled program needs: memory, flops, copies. Never times."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import hyprjax as hj
+from hyprjax._hypr import _default_segment_length
+
+
+@pytest.fixture(autouse=True)
+def optimised():
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def temporary_bytes(f, steps, batch=8):
+    cell, readout = hj.brf(), hj.leaky_integrator()
+    shapes = jax.eval_shape(
+        lambda key: {
+            "hidden": hj.init_layer(key, cell, 20, 32, recurrent=True),
+            "readout": hj.init_layer(key, readout, 32, 5),
+        },
+        jax.random.key(0),
+    )
+    xs = {
+        "inputs": jax.ShapeDtypeStruct((steps, batch, 20), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((steps, batch), jnp.int32),
+    }
+
+    def loss_fn(params, xs):
+        spikes = hj.unroll(cell, params["hidden"], xs["inputs"])
+        logits = hj.unroll(readout, params["readout"], spikes)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, xs["labels"]).mean()
+
+    return jax.jit(f(loss_fn)).lower(shapes, xs).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("credit", ["none", "segment"])
+def test_memory_does_not_grow_with_the_sequence(credit):
+    f = lambda loss_fn: hj.hypr_value_and_grad(loss_fn, recurrent_credit=credit)  # noqa: E731
+    short, long = temporary_bytes(f, 2_000), temporary_bytes(f, 16_000)
+    assert long <= 1.02 * short
+    assert long < 0.1 * temporary_bytes(jax.value_and_grad, 16_000)
+
+
+# --- flops and copies of one layer ----------------------------------------------------------------
+
+M, N, BATCH = 200, 100, 8
+ROWS = M + N + 1
+
+
+def layer(name):
+    cell = getattr(hj, name)()
+    params = hj.init_layer(jax.random.key(0), cell, M, N, recurrent=True)
+    return params, lambda params, xs: hj.unroll(cell, params, xs).mean()
+
+
+@pytest.mark.parametrize(("name", "k"), [("lif", 1), ("se_adlif", 2), ("brf", 3)])
+def test_a_segment_costs_the_flops_of_its_gemms(name, k):
+    """One GEMM for the weights, one per state variable for the traces, one for the inputs' gradient and no other."""
+    params, loss_fn = layer(name)
+    learner = hj.hypr_stream(loss_fn)
+
+    def flops(steps):
+        xs = jnp.zeros((steps, BATCH, M))
+        compiled = jax.jit(learner.value_and_grad).lower(params, learner.init(params, xs), xs).compile()
+        return compiled.cost_analysis()["flops"]
+
+    feedforward_and_gradients = 2 * BATCH * N * (M + (1 + k) * ROWS)
+    assert (flops(128) - flops(64)) / 64 == pytest.approx(feedforward_and_gradients, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "k"), [("lif", 1), ("brf", 3)])
+def test_traces_are_copied_at_most_once_per_segment(name, k):
+    params, loss_fn = layer(name)
+    xs = jnp.zeros((256, BATCH, M))
+    program = jax.jit(hj.hypr_grad(loss_fn, segment_length=64)).lower(params, xs).compile().as_text()
+    # Those of the loop's entry included: its k buffers start as one array of zeros.
+    assert len(re.findall(rf"f32\[{BATCH},{ROWS},{N}\]\S* copy\(", program)) <= 2 * k
+    assert not re.findall(rf"f32\[{BATCH},{ROWS},{N}\]\S* transpose\(", program)
+
+
+@pytest.mark.parametrize(
+    ("steps", "length"), [(1, 1), (250, 250), (300, 300), (1000, 250), (1300, 260), (1301, 261), (16_000, 250)]
+)
+def test_default_segment_length(steps, length):
+    assert _default_segment_length(steps) == length
+    assert all(n <= 500 for n in map(_default_segment_length, range(1, 3000)))
