@@ -1,0 +1,60 @@
+"""ECG-QTDB: which of six waves of the heartbeat is it, at every step? 36 recurrent neurons, BPTT and HYPR.
+
+The set-ups are those of Higuchi et al. 2024 (BRF) and Baronig et al. 2024 (SE-adLIF), 400 epochs. Needs the
+data set (see `hyprjax.data.ecg_qtdb`) and the extra `examples`. Run it:
+
+    python examples/ecg.py --cell brf --rules bptt hypr --seeds 0 1 2
+"""
+
+import jax
+import optax
+import training
+
+import hyprjax as hj
+import hyprjax.data
+
+NEURONS, CLASSES = 36, 6
+
+
+def normal(mean, deviation):
+    """An initializer."""
+    return lambda key, shape: mean + deviation * jax.random.normal(key, shape)
+
+
+def brf(epochs, updates):
+    """Higuchi et al. 2024: Adam 0.1 with linear decay, batch 16, no bias."""
+    cell = hj.brf(omega=(3.0, 5.0), b_offset=(0.1, 1.0), dt=0.01)
+    network = training.stack(cell, hj.leaky_integrator(normal(20.0, 1.0)), (4, NEURONS, CLASSES), bias=False)
+    return network, optax.adam(optax.linear_schedule(0.1, 0.0, epochs * updates(16))), 16
+
+
+def se_adlif(epochs, updates):
+    """Baronig et al. 2024: Adam 0.01, batch 64, q 120, dropout 0.15."""
+    cell = hj.se_adlif(tau_u=(5.0, 25.0), tau_w=(60.0, 300.0), q=120.0)
+    readout = hj.leaky_integrator(tau=3.0)
+    return training.stack(cell, readout, (4, NEURONS, CLASSES), dropout=0.15), optax.adam(0.01), 64
+
+
+def alif(epochs, updates):
+    """The ALIF network with the batch and schedule of the BRF one, and its own learning rate of 0.05 there."""
+    cell = hj.alif(tau=normal(20.0, 0.5), tau_a=normal(200.0, 5.0), beta=0.174)
+    network = training.stack(cell, hj.leaky_integrator(normal(20.0, 0.5)), (4, NEURONS, CLASSES))
+    schedule = optax.linear_schedule(0.05, 0.0, epochs * updates(16))
+    return network, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), 16
+
+
+SETUPS = {"brf": brf, "se_adlif": se_adlif, "alif": alif}
+
+
+def main(arguments=None):
+    parser = training.parser(__doc__, epochs=400)
+    parser.add_argument("--cell", choices=SETUPS, default="brf", help="neuron model")
+    options = parser.parse_args(arguments)
+    train, test = hj.data.ecg_qtdb()
+    updates = lambda batch_size: (train.size - int(0.1 * train.size)) // batch_size  # noqa: E731
+    network, optimiser, batch_size = SETUPS[options.cell](options.epochs, updates)
+    return training.run("ecg", options.cell, network, (train, test), optimiser, options, batch_size=batch_size)
+
+
+if __name__ == "__main__":
+    main()

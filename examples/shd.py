@@ -1,0 +1,39 @@
+"""Spiking Heidelberg Digits: 20 classes of spoken digits as cochlea spikes; BPTT and HYPR.
+
+Needs `shd_train.h5` and `shd_test.h5` (see `hyprjax.data.heidelberg_digits`) and the extra `examples`. Run it:
+
+    python examples/shd.py --cell se_adlif --rules bptt hypr --seeds 0
+"""
+
+import optax
+import training
+
+import hyprjax as hj
+import hyprjax.data
+
+CELLS = {
+    "brf": (lambda: hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)), 100.0),  # currents enter times dt = 0.01
+    "se_adlif": (lambda: hj.se_adlif(), 1.0),
+}
+
+
+def main(arguments=None):
+    parser = training.parser(__doc__, epochs=20, seeds=[0])
+    parser.add_argument("--cell", choices=CELLS, default="brf", help="neuron model")
+    parser.add_argument("--layers", type=int, default=1, help="recurrent layers")
+    parser.add_argument("--neurons", type=int, default=128, help="neurons per layer")
+    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Adam, decayed linearly")
+    parser.add_argument("--batch-size", type=int, default=32, help="recordings per update")
+    options = parser.parse_args(arguments)
+    train, test = hj.data.heidelberg_digits()
+    cell, gain = CELLS[options.cell]
+    sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 20)
+    network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.15)
+    updates = options.epochs * ((train.size - int(0.1 * train.size)) // options.batch_size)
+    optimiser = optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))
+    name = f"{options.cell}x{options.layers}"
+    return training.run("shd", name, network, (train, test), optimiser, options, batch_size=options.batch_size)
+
+
+if __name__ == "__main__":
+    main()

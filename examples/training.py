@@ -1,0 +1,303 @@
+"""What the examples share: one training function for classification of sequences or of their steps.
+
+Several seeds train at once under `jax.vmap`, each with its own initialisation, validation split and order of
+batches; the model of the lowest validation loss is tested. With a checkpoint folder a run that was
+interrupted continues where it stopped.
+"""
+
+import argparse
+import csv
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import hyprjax as hj
+from hyprjax.data import Dataset
+
+RULES = ("bptt", "hypr", "hypr-segment")
+
+
+class Network(NamedTuple):
+    """A stack of spiking layers and a readout."""
+
+    cells: tuple[hj.Cell, ...]
+    init: Callable[[jax.Array], Any]
+    dropout: float = 0.0
+
+    def logits(self, params, xs):
+        """Readout `[T, B, classes]`; `xs["keys"]`, one key per step, drops spikes in training."""
+        signal = xs["inputs"]
+        for cell, layer in zip(self.cells, params, strict=True):
+            last = cell is self.cells[-1]
+            signal = hj.unroll(cell, layer, signal)
+            if "keys" in xs and not last:
+                keep = jax.vmap(lambda key, z: jax.random.bernoulli(key, 1 - self.dropout, z.shape))(xs["keys"], signal)
+                signal = jnp.where(keep, signal / (1 - self.dropout), 0)
+        return signal
+
+    def loss(self, params, xs):
+        """Cross entropy at every step that counts; what `jax.grad` and `hypr_grad` take."""
+        losses = optax.softmax_cross_entropy_with_integer_labels(self.logits(params, xs), xs["targets"])
+        return (losses * xs["weights"]).mean()
+
+
+def stack(hidden, readout, sizes, *, gain=1.0, bias=True, recurrent=True, dropout=0.0):
+    """A `Network` of recurrent `hidden` cells and a readout; `sizes` are inputs, neurons per layer, classes.
+
+    `gain` scales the input weights of the first layer.
+    """
+    cells = (*[hidden] * (len(sizes) - 2), readout)
+
+    def init(key):
+        keys = jax.random.split(key, len(cells))
+        params = [
+            hj.init_layer(k, cell, n_in, n_out, recurrent=recurrent and cell is not readout, bias=bias)
+            for k, cell, n_in, n_out in zip(keys, cells, sizes[:-1], sizes[1:], strict=True)
+        ]
+        params[0]["w_in"] *= gain
+        return params
+
+    return Network(cells, init, dropout)
+
+
+def value_and_grad(loss_fn, rule, segment_length=None):
+    """The gradient of a loss by the rule's name."""
+    if rule == "bptt":
+        return jax.value_and_grad(loss_fn)
+    credit = {"hypr": "none", "hypr-segment": "segment"}[rule]
+    return hj.hypr_value_and_grad(loss_fn, segment_length=segment_length, recurrent_credit=credit)
+
+
+def make_batch(network: Network, dataset: Dataset, indices, key=None):
+    """A batch as the network takes it; the weights of the steps that count have a mean of one."""
+    batch = dataset.batch(indices)
+    batch["weights"] = batch["mask"] / jnp.maximum(batch["mask"].mean(), 1e-9)
+    if key is not None and network.dropout > 0:
+        batch["keys"] = jax.random.split(key, dataset.steps)
+    return batch
+
+
+def evaluate(network: Network, params, dataset: Dataset, indices=None):
+    """Mean loss, and the part of the steps (or, with one label per sequence, of the sequences) that is right."""
+
+    def one(index):
+        batch = make_batch(network, dataset, index[None])
+        logits = network.logits(params, batch)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        right = logits.argmax(-1) == batch["targets"]
+        if dataset.targets.ndim == 1:
+            votes = (jax.nn.softmax(logits) * batch["mask"][..., None]).sum(0)
+            right = votes.argmax(-1) == batch["targets"]
+        return (losses * batch["weights"]).mean(), (right * batch["weights"]).mean()
+
+    indices = jnp.arange(dataset.size) if indices is None else indices
+    losses, right = jax.lax.map(one, indices, batch_size=min(len(indices), 256))
+    return losses.mean(), right.mean()
+
+
+class Result(NamedTuple):
+    """Of one run, the first axis of the arrays being seeds."""
+
+    test_accuracy: np.ndarray
+    valid_accuracy: np.ndarray
+    history: list[dict[str, np.ndarray]]
+    seconds_per_epoch: float
+    memory: int
+    params: Any
+
+
+def train(
+    network: Network,
+    train_data: Dataset,
+    test_data: Dataset,
+    *,
+    rule: str,
+    optimiser: optax.GradientTransformation,
+    seeds=(0,),
+    epochs=10,
+    batch_size=16,
+    segment_length=None,
+    validation=0.1,
+    checkpoint: Path | None = None,
+    save_every=10,
+) -> Result:
+    """Trains one network per seed, all at once, and tests each one's best-validation model."""
+    gradient = value_and_grad(network.loss, rule, segment_length)
+    train_data, test_data = jax.device_put((train_data, test_data))
+    held_out = int(validation * train_data.size)
+    updates = (train_data.size - held_out) // batch_size
+
+    def start(seed):
+        key = jax.random.key(seed)
+        params = network.init(jax.random.fold_in(key, 0))
+        order = jax.random.permutation(jax.random.fold_in(key, 1), train_data.size)
+        best = {"params": params, "loss": jnp.inf, "accuracy": 0.0}
+        return {"params": params, "optimiser": optimiser.init(params), "order": order, "best": best}
+
+    def update(state, at_update):
+        params, optimiser_state = state
+        indices, key = at_update
+        loss, grads = gradient(params, make_batch(network, train_data, indices, key))
+        changes, optimiser_state = optimiser.update(grads, optimiser_state, params)
+        return (optax.apply_updates(params, changes), optimiser_state), loss
+
+    def epoch(seed, number, state):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), number)
+        shuffled = jax.random.permutation(key, state["order"][held_out:])[: updates * batch_size]
+        per_update = shuffled.reshape(updates, batch_size), jax.random.split(key, updates)
+        (params, optimiser_state), losses = jax.lax.scan(update, (state["params"], state["optimiser"]), per_update)
+        valid_loss, valid_accuracy = evaluate(network, params, train_data, state["order"][:held_out])
+        new = {"params": params, "loss": valid_loss, "accuracy": valid_accuracy}
+        best = jax.tree.map(lambda a, b: jnp.where(valid_loss < state["best"]["loss"], a, b), new, state["best"])
+        report = {"loss": losses.mean(), "valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
+        return {**state, "params": params, "optimiser": optimiser_state, "best": best}, report
+
+    seeds = jnp.asarray(seeds)
+    state = jax.jit(jax.vmap(start))(seeds)
+    compiled = jax.jit(jax.vmap(epoch, in_axes=(0, None, 0))).lower(seeds, 0, state).compile()
+    history, seconds, first = [], [], 0
+    manager = _manager(checkpoint)
+    if manager and manager.latest_step() is not None:
+        first, (state, history, seconds) = manager.latest_step(), _restore(manager, state, len(seeds))
+    progress = tqdm(range(first, epochs), desc=rule, unit="epoch", initial=first, total=epochs)
+    for number in progress:
+        begin = time.perf_counter()
+        state, report = jax.block_until_ready(compiled(seeds, number, state))
+        seconds.append(time.perf_counter() - begin)
+        history.append(jax.tree.map(np.asarray, report))
+        progress.set_postfix(loss=f"{report['loss'].mean():.3f}", valid=f"{100 * report['valid_accuracy'].mean():.1f}%")
+        if manager and ((number + 1) % save_every == 0 or number + 1 == epochs):
+            _save(manager, number + 1, state, history, seconds)
+    _, test_accuracy = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)))(state["best"]["params"])
+    batch = jax.eval_shape(lambda: make_batch(network, train_data, np.arange(batch_size), jax.random.key(0)))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    memory = jax.jit(gradient).lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
+    return Result(
+        np.asarray(test_accuracy),
+        np.asarray(state["best"]["accuracy"]),
+        history,
+        float(np.median(seconds)) if seconds else float("nan"),
+        memory,
+        state["best"]["params"],
+    )
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def _manager(folder: Path | None):
+    if folder is None:
+        return None
+    import orbax.checkpoint as ocp
+
+    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
+
+
+def _history_arrays(history, seconds):
+    names = ("loss", "valid_loss", "valid_accuracy")
+    return {**{name: np.stack([report[name] for report in history]) for name in names}, "seconds": np.asarray(seconds)}
+
+
+def _save(manager, step, state, history, seconds):
+    import orbax.checkpoint as ocp
+
+    manager.save(step, args=ocp.args.StandardSave({"state": state, "history": _history_arrays(history, seconds)}))
+    manager.wait_until_finished()
+
+
+def _restore(manager, state, seeds):
+    import orbax.checkpoint as ocp
+
+    epochs = manager.latest_step()
+    reports = {name: np.zeros((epochs, seeds), np.float32) for name in ("loss", "valid_loss", "valid_accuracy")}
+    template = {"state": state, "history": {**reports, "seconds": np.zeros(epochs)}}
+    restored = manager.restore(epochs, args=ocp.args.StandardRestore(template))
+    arrays = {name: np.asarray(values) for name, values in restored["history"].items()}
+    seconds = arrays.pop("seconds").tolist()
+    return restored["state"], [{name: values[i] for name, values in arrays.items()} for i in range(epochs)], seconds
+
+
+# --- command line and results ---------------------------------------------------------------------
+
+
+def parser(doc: str, **defaults) -> argparse.ArgumentParser:
+    """The options that all examples have."""
+    result = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    result.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="what to train with")
+    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="trained at once")
+    result.add_argument("--epochs", type=int, help="passes over the training data")
+    result.add_argument("--segment-length", type=int, default=None, help="steps per segment of HYPR")
+    result.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")
+    result.add_argument("--out", type=Path, default=None, help="CSV file to append the results to")
+    result.set_defaults(**defaults)
+    return result
+
+
+def run(task: str, cell: str, network, data, optimiser, options, **settings) -> dict[str, Result]:
+    """Trains with every rule asked for, prints the table and appends to the CSV file."""
+    results = {}
+    for rule in options.rules:
+        name = f"{task}-{cell}-{rule}-{options.segment_length}-{'-'.join(map(str, options.seeds))}"
+        folder = options.checkpoints / name if options.checkpoints else None
+        results[rule] = train(
+            network,
+            *data,
+            rule=rule,
+            optimiser=optimiser,
+            seeds=options.seeds,
+            epochs=options.epochs,
+            segment_length=options.segment_length,
+            checkpoint=folder,
+            **settings,
+        )
+        if options.out:
+            _append(options.out, task, cell, rule, options, results[rule])
+    print(f"\n{task}, {cell}, seeds {options.seeds}\n{'rule':<14}{'test accuracy':>18}{'s/epoch':>10}{'memory':>12}")
+    for rule, result in results.items():
+        accuracy = 100 * result.test_accuracy
+        spread = f"{accuracy.mean():.2f} ± {accuracy.std(ddof=1 if len(accuracy) > 1 else 0):.2f} %"
+        print(f"{rule:<14}{spread:>18}{result.seconds_per_epoch:>10.2f}{result.memory / 1e6:>9.1f} MB")
+    return results
+
+
+def _append(path: Path, task, cell, rule, options, result: Result):
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            columns = "task neuron rule segment_length seed epochs test_accuracy valid_accuracy seconds_per_epoch"
+            writer.writerow([*columns.split(), "seeds_at_once", "memory_mb", "commit", "command"])
+        command = shlex.join(["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        for seed, test, valid in zip(options.seeds, result.test_accuracy, result.valid_accuracy, strict=True):
+            row = [
+                task,
+                cell,
+                rule,
+                options.segment_length or "default",
+                seed,
+                options.epochs,
+                f"{test:.5f}",
+                f"{valid:.5f}",
+            ]
+            row += [
+                f"{result.seconds_per_epoch:.3f}",
+                len(options.seeds),
+                f"{result.memory / 1e6:.1f}",
+                commit,
+                command,
+            ]
+            writer.writerow(row)

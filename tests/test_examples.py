@@ -1,0 +1,137 @@
+"""The examples run from end to end, for two updates, on small files of the official layouts."""
+
+import csv
+
+import ecg
+import jax
+import numpy as np
+import pytest
+import scipy.io
+import shd
+import smnist
+import spoken_digits
+import training
+from test_data import tone, write_events
+
+import hyprjax as hj
+import hyprjax.data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPRJAX_DATA", str(tmp_path))
+    jax.config.update("jax_enable_x64", False)
+    return tmp_path
+
+
+def write_ecg(folder):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        y = np.eye(6, dtype=np.uint8)[rng.integers(0, 6, (80, 31))]
+        scipy.io.savemat(folder / f"QTDB_{part}.mat", {"x": rng.integers(-1, 2, (80, 31, 4)), "y": y})
+
+
+def write_fsdd(folder):
+    index = np.tile(np.arange(12), 10)
+    label = np.repeat(np.arange(10), 12)
+    audio = np.concatenate([tone(200 + 100 * digit, 0.05) for digit in label])
+    np.savez(folder / "fsdd.npz", audio=audio, length=np.full(120, 400), label=label, index=index)
+
+
+def write_mnist(folder):
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        for kind, shape in (("images-idx3", (12, 28, 28)), ("labels-idx1", (12,))):
+            header = bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes()
+            content = rng.integers(0, 10, shape, np.uint8).tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + content)
+
+
+def write_shd(folder):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        times, units = rng.uniform(0, 0.9, (12, 40)), rng.integers(0, 700, (12, 40))
+        write_events(folder / f"shd_{part}.h5", times, units, rng.integers(0, 20, 12))
+
+
+@pytest.mark.parametrize(
+    ("example", "write", "arguments"),
+    [
+        (ecg, write_ecg, ["--cell", "brf", "--epochs", "1"]),
+        (ecg, write_ecg, ["--cell", "se_adlif", "--epochs", "2", "--rules", "hypr"]),
+        (ecg, write_ecg, ["--cell", "alif", "--epochs", "1", "--rules", "hypr"]),
+        (
+            spoken_digits,
+            write_fsdd,
+            ["--epochs", "1", "--layers", "2", "--neurons", "8", "--rules", "hypr", "--steps", "20"],
+        ),
+        (
+            smnist,
+            write_mnist,
+            ["--epochs", "1", "--neurons", "8", "--batch-size", "5", "--permuted", "--rules", "hypr"],
+        ),
+        (
+            shd,
+            write_shd,
+            ["--epochs", "1", "--neurons", "8", "--batch-size", "5", "--cell", "se_adlif", "--rules", "hypr"],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_example(folder, example, write, arguments, capsys):
+    write(folder)
+    results = example.main([*arguments, "--seeds", "0", "1", "--out", str(folder / "results.csv")])
+    for result in results.values():
+        assert result.test_accuracy.shape == (2,)
+        assert all(np.isfinite(report["loss"]).all() for report in result.history)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["rule"], row["seed"]) for row in rows] == [(rule, seed) for rule in results for seed in "01"]
+    assert "±" in capsys.readouterr().out
+
+
+@pytest.fixture
+def problem(folder):
+    """Which of three channels is active? Learnt in a few epochs."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120)
+    inputs = rng.random((20, 120, 3)) < np.where(np.arange(3) == labels[:, None], 0.7, 0.1)
+    data = hj.data.Dataset(inputs, labels, np.arange(20)[:, None] >= np.zeros((1, 120), int))
+    network = training.stack(hj.lif(tau=5.0), hj.leaky_integrator(tau=5.0), (3, 16, 3))
+    return network, data.take(np.arange(80)), data.take(np.arange(80, 120))
+
+
+@pytest.mark.parametrize("rule", training.RULES)
+def test_training_learns_and_reports_the_best_model(problem, rule):
+    import optax
+
+    result = training.train(
+        *problem, rule=rule, optimiser=optax.adam(0.02), seeds=(0, 1), epochs=8, batch_size=8, segment_length=7
+    )
+    assert (result.test_accuracy > 0.9).all()
+    losses = np.stack([report["valid_loss"] for report in result.history])
+    best = losses.argmin(0)
+    accuracies = np.stack([report["valid_accuracy"] for report in result.history])
+    assert np.allclose(result.valid_accuracy, accuracies[best, [0, 1]])
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path):
+    import optax
+
+    settings = {"rule": "hypr", "optimiser": optax.adam(0.02), "seeds": (0, 1), "batch_size": 8, "segment_length": 7}
+    whole = training.train(*problem, epochs=4, **settings)
+    training.train(*problem, epochs=2, checkpoint=tmp_path / "run", **settings)
+    resumed = training.train(*problem, epochs=4, checkpoint=tmp_path / "run", **settings)
+    assert len(resumed.history) == 4
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(whole.history[3]["loss"], resumed.history[3]["loss"])
+
+
+def test_dropout_is_of_training_only(problem):
+    network, data, _ = problem
+    network = network._replace(dropout=0.5)
+    params = network.init(jax.random.key(0))
+    plain = network.logits(params, training.make_batch(network, data, np.arange(4)))
+    dropped = network.logits(params, training.make_batch(network, data, np.arange(4), jax.random.key(1)))
+    assert not np.allclose(plain, dropped)
