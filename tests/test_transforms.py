@@ -211,3 +211,24 @@ def test_masks_on_weights_are_plain_jax():
     grads = jax.jit(hj.hypr_grad(masked, segment_length=4))(params, xs)[0]["w_rec"]
     assert (jnp.diag(grads) == 0).all()
     assert jnp.abs(grads).max() > 0
+
+
+@pytest.mark.parametrize("scan", ["sequential", "associative"])
+def test_a_reset_ends_what_a_broken_sensor_did(scan):
+    """A NaN stays in its own batch element, and leaves state, traces and gradient with the next reset."""
+    cells, params = make_stack(("custom", "leaky_integrator"), 3, (4, 2))
+    xs = make_data(12, (3,), 3, 2)
+    broken = {**xs, "inputs": xs["inputs"].at[2, 1].set(jnp.nan), "resets": jnp.zeros((12, 3), bool).at[4, 1].set(True)}
+    healthy = {**broken, "inputs": xs["inputs"]}
+    learner = hj.hypr_stream(make_loss(cells), scan=scan)
+    cut = lambda xs, start: jax.tree.map(lambda x: x[start : start + 4], xs)  # noqa: E731
+    carries, grads = {}, {}
+    for name, sequence in (("broken", broken), ("healthy", healthy)):
+        carry = learner.init(params, cut(sequence, 0))
+        _, carry = learner.value_and_grad(params, carry, cut(sequence, 0))
+        others = jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], carry)
+        (_, grads[name]), carry = learner.value_and_grad(params, carry, cut(sequence, 4))
+        carries[name] = others, carry
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(carries["broken"]))
+    assert_close(carries["broken"], carries["healthy"])
+    assert_close(grads["broken"], grads["healthy"])

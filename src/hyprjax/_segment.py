@@ -219,6 +219,14 @@ def _through(row, traces, added):
     return [of + dot(row, [trace[i] for trace in traces]) for i, of in enumerate(added)]
 
 
+def _forget(traces, cleared):
+    """The traces, zero where a reset has made `q_0` or `R_0` zero: a trace that became inf or NaN ends there too."""
+    if cleared is None:
+        return traces
+    zero = lambda trace: jnp.where(jnp.expand_dims(cleared, range(cleared.ndim, trace.ndim)), 0, trace)  # noqa: E731
+    return jax.tree.map(zero, traces)
+
+
 def _next_traces(p, propagation, traces, first):
     """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`, batch first so that each is one batched GEMM."""
     p = jnp.moveaxis(p, 0, -2)
@@ -234,9 +242,6 @@ def _next_traces(p, propagation, traces, first):
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
     zeta, *_ = cotangents
-    if reset is not None:  # R_0 is zero there already; but zero times a trace that has become inf or NaN is NaN
-        forget = lambda trace: jnp.where(jnp.expand_dims(reset.any(0), range(reset.ndim - 1, trace.ndim)), 0, trace)  # noqa: E731
-        traces = jax.tree.map(forget, traces)
     neuron, w_rec = params["neuron"], params.get("w_rec")
 
     recur = _recursion.pick(options.scan)
@@ -246,15 +251,19 @@ def _p_stage(cell, options, residuals, cotangents):
     signal, propagation = recur(step, neuron, past.state, past.current, reset, zeta, propagate=not options.last)
 
     p = _presynaptic(params, inputs, output, outputs, reset)
+    at_start = _forget(traces, None if reset is None else reset[0])
     time_and_batch = tuple(range(p.ndim - 1))
     dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch))
     if not options.first:
-        dW += _contract(signal.state, traces.synapses)
-    d_neuron = [of.sum(time_and_batch[:-1]) for of in _through(signal.state, traces.neuron, signal.neuron)]
+        dW += _contract(signal.state, at_start.synapses)
+    d_neuron = [of.sum(time_and_batch[:-1]) for of in _through(signal.state, at_start.neuron, signal.neuron)]
 
     d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
     d_inputs = signal.current @ params["w_in"].T
-    next_traces = None if options.last else _next_traces(p, propagation, traces, options.first)
+    next_traces = None
+    if not options.last:
+        kept = _forget(traces, None if reset is None else reset.any(0))
+        next_traces = _next_traces(p, propagation, kept, options.first)
     no_cotangent: Any = None  # rather than arrays of zeros
     return d_params, d_inputs, Carry(no_cotangent, no_cotangent, next_traces), None
 
