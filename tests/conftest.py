@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked while the tests run. The modules that check user input themselves are left out:
 # their errors are what the tests look at.
-CHECKED = ("_linearize", "_recursion", "_segment")
+CHECKED = ("_recursion", "_segment")
 _hook = install_import_hook([f"hyprjax.{name}" for name in CHECKED], "beartype.beartype")
 
 

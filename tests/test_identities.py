@@ -9,6 +9,10 @@ from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss,
 import hyprjax as hj
 
 SCANS = ("sequential", "associative")
+LENGTHS = {
+    "sequential": (1, 5),
+    "associative": (4, 8),
+}  # of segments; those of the associative scan are cut into chunks
 VARIANTS = [("sequential", True), ("associative", False)]
 STACKS = [("brf",), ("custom", "leaky_integrator"), ("se_adlif", "alif"), ("alif", "custom", "leaky_integrator")]
 
@@ -72,7 +76,7 @@ def test_optional_parameters(recurrent, bias):
 def test_gradient_of_one_layer_is_independent_of_segment_length(name, scan, resets):
     cells, params, xs = problem((name,), resets=resets)
     expected = reference(cells, params, xs, cut=True)
-    for segment_length in (1, 5):
+    for segment_length in LENGTHS[scan]:
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan), expected)
 
 
@@ -108,7 +112,7 @@ def test_one_layer_equals_rtrl_without_cross_neuron_blocks(name, resets):
 def test_gradient_of_the_top_layer_is_independent_of_segment_length(names, scan):
     cells, params, xs = problem(names)
     expected = reference(cells, params, xs, cut=True)[-1]
-    for segment_length in (1, 5):
+    for segment_length in LENGTHS[scan]:
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan)[-1], expected)
 
 

@@ -5,12 +5,17 @@ Both carry row vectors over the state from the end of the segment to its start:
     learning signal   q_λ = 0,    q_{t-1} = J_tᵀ q_t + G_t ζ_t
     propagation       R_λ = 1,    R_{t-1} = R_t J_t
 
-A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row back" is all there is:
-`q` is the row that starts at zero and collects ζ, the rows of `R` are those that start as unit vectors.
+A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row back through a step" is all there is: one
+`jax.vjp` of `step`. `q` is the row that starts at zero and collects ζ, the rows of `R` start as unit vectors.
+
+Both are linear, so the segment may be cut into chunks that are pulled back side by side, each from a zero row for `q`
+and unit rows for `R`, and then joined: a row that enters chunk c from its end as `e` has the weights of the chunk's own
+unit rows, `e R_c + q_c` is what it enters the chunk before with, and so on for whatever the steps gave.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -19,8 +24,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-
-from hyprjax._linearize import linearize
 
 Step = Callable[..., Any]
 
@@ -46,7 +49,7 @@ class Rows(NamedTuple):
     propagation: list[Row]
 
 
-def sequential(
+def pull_back(
     step: Step,
     neuron: Any,
     state: Any,
@@ -55,11 +58,12 @@ def sequential(
     zeta: Float[Array, "t *batch n"],
     *,
     propagate: bool,
+    chunks: int = 1,
     w_rec: Float[Array, "n n"] | None = None,
 ) -> Rows:
-    """Both recursions as one reversed `lax.scan` with the derivatives of `step` taken inside it.
+    """Both recursions, as one reversed `lax.scan` over `t / chunks` steps with the derivatives of `step` taken in it.
 
-    Nothing of the local derivatives is ever stored, which on a CPU is the faster way by far.
+    Nothing of the local derivatives is ever stored.
 
     Args:
       step: `(neuron, state, current, reset) -> (state, output)`.
@@ -69,15 +73,29 @@ def sequential(
       reset: where the state before step t was put to rest, or None.
       zeta: the loss gradient of each output, `ζ_t`.
       propagate: whether the rows of `R` are wanted.
+      chunks: pulled back in parallel; a divisor of `t`, and 1 with `w_rec`.
       w_rec: given, the explicit recurrence inside the segment is kept: `ζ_{t-1} += δ_t W_recᵀ`.
 
     Returns:
       The rows; `propagation` is empty without `propagate`.
     """
-    tree = jax.tree.structure(state)
-    k, zeros = tree.num_leaves, jnp.zeros_like(current[0])
-    units = [[zeros + (c == d) for d in range(k)] for c in range(k if propagate else 0)]
-    rows = [jax.tree.unflatten(tree, row) for row in ([zeros] * k, *units)]
+    fold = lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:])  # noqa: E731
+    segment = jax.tree.map(fold, (state, current, reset, zeta))
+    rows = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec)
+    if chunks > 1:
+        signal, *propagation = _join(rows[0], rows[1:], propagate)
+    else:
+        signal, *propagation = [jax.tree.map(lambda a: a[0], row) for row in rows]
+    return Rows(signal, propagation)
+
+
+def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Array | None) -> list[Row]:
+    """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
+    state, current, _, _ = segment
+    tree, zeros = jax.tree.structure(state), jnp.zeros_like(current[:, 0])
+    k = tree.num_leaves
+    starts = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
+    rows = [jax.tree.unflatten(tree, row) for row in starts]
     of_neuron = [jax.tree.map(lambda p: jnp.zeros(zeros.shape, p.dtype), neuron) for _ in rows]
 
     def pull_one(rows, state, current, reset, zeta):
@@ -91,9 +109,11 @@ def sequential(
     for _ in range(zeros.ndim - 1):
         pull_one = jax.vmap(pull_one)
 
-    def pull_back(carry, at_t):
+    def pull(carry, t):
         rows, of_neuron, feedback = carry
-        state, current, reset, zeta = at_t
+        state, current, reset, zeta = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), segment
+        )
         of_step, rows, deltas = pull_one(rows, state, current, reset, zeta + feedback)
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
         if w_rec is not None:
@@ -101,53 +121,42 @@ def sequential(
             feedback = feedback if reset is None else jnp.where(reset[..., None], 0, feedback)
         return (rows, of_neuron, feedback), deltas
 
-    carry, deltas = jax.lax.scan(pull_back, (rows, of_neuron, zeros), (state, current, reset, zeta), reverse=True)
-    signal, *propagation = [
-        Row(jax.tree.leaves(row), delta, jax.tree.leaves(neuron))
-        for row, neuron, delta in zip(carry[0], carry[1], deltas, strict=True)
+    times = jnp.arange(current.shape[1])
+    (rows, of_neuron, _), deltas = jax.lax.scan(pull, (rows, of_neuron, zeros), times, reverse=True)
+    return [
+        Row(jax.tree.leaves(row), jnp.moveaxis(delta, 1, 0), jax.tree.leaves(neuron))
+        for row, neuron, delta in zip(rows, of_neuron, deltas, strict=True)
     ]
-    return Rows(signal, propagation)
 
 
-def associative(
-    step: Step,
-    neuron: Any,
-    state: Any,
-    current: Float[Array, "t *batch n"],
-    reset: Bool[Array, "t *batch"] | None,
-    zeta: Float[Array, "t *batch n"],
-    *,
-    propagate: bool,
-) -> Rows:
-    """Both recursions as one `lax.associative_scan` over the affine maps `q -> J_tᵀ q + G_t ζ_t`.
+def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
+    """The rows of the whole segment from those of its chunks."""
+    zeros, k = jnp.zeros_like(signal.state[0][0]), len(units)
+    through = lambda row, parts: [dot(row, part) for part in zip(*parts, strict=True)]  # noqa: E731
 
-    Composing the maps of neighbouring steps gives `R` and `q` together. The local derivatives of
-    the whole segment are stored; parallel over time, so the choice for accelerators.
-    Arguments and result as in `sequential`.
-    """
-    J, G, B, g, D, h = linearize(lambda *args: step(*args, reset), neuron, state, current)
-    k = len(G)
+    def enter_chunk_before(ends, chunk):
+        q, R = chunk
+        starts = [through(end, R) for end in ends]
+        return [list(map(operator.add, starts[0], q)), *starts[1:]], ends
 
-    def compose(later, earlier):
-        (A, a), (M, m) = later, earlier
-        return (M[:, :, None] * A[None]).sum(1), (M * a).sum(1) + m
+    ends = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
+    chunks = signal.state, [unit.state for unit in units]
+    starts, ends = jax.lax.scan(enter_chunk_before, ends, chunks, reverse=True)
 
-    # Jᵀ as [t, d, c, *batch, n] and Gζ as [t, d, *batch, n]; `compose` sees one t.
-    maps = jnp.stack([jnp.stack(column, 1) for column in J], 1), jnp.stack([G_d * zeta for G_d in G], 1)
-    R, q = jax.lax.associative_scan(jax.vmap(compose), maps, reverse=True)
+    def whole(start, end, own):
+        current = dot([e[:, None] for e in end], [unit.current for unit in units])
+        neuron = through(end, [unit.neuron for unit in units])
+        if own:
+            current, neuron = current + own.current, list(map(operator.add, neuron, own.neuron))
+        return Row(start, jax.lax.collapse(current, 0, 2), [part.sum(0) for part in neuron])
 
-    def row(before: Array, end: Array) -> Row:
-        """A row from its values before every step, `[t, k, *batch, n]`, and after the last, `[k, *batch, n]`."""
-        after = list(jnp.moveaxis(jnp.concatenate([before[1:], end[None]]), 1, 0))
-        return Row(list(before[0]), dot(after, B), [dot(after, D_i).sum(0) for D_i in D])
+    owns = [signal, *[None] * (len(starts) - 1)]
+    return [whole(*row) for row in zip(starts, ends, owns, strict=True)]
 
-    zeros = jnp.zeros_like(q[0])
-    signal = row(q, zeros)
-    signal = signal._replace(
-        current=signal.current + g * zeta,
-        neuron=[of + (h_i * zeta).sum(0) for of, h_i in zip(signal.neuron, h, strict=True)],
-    )
-    return Rows(signal, [row(R[:, :, c], zeros.at[c].set(1)) for c in range(k if propagate else 0)])
+
+def _unit(zeros: Array, index: int, k: int) -> list[Array]:
+    """A row that is one in the state variable `index`."""
+    return [zeros + (index == c) for c in range(k)]
 
 
 def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
@@ -155,8 +164,11 @@ def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
     return reduce(operator.add, map(operator.mul, row, column))
 
 
-def pick(scan: str) -> Callable[..., Rows]:
-    """The back end by name; `"auto"` is sequential on a CPU, associative elsewhere."""
-    if scan == "auto":
-        scan = "sequential" if jax.default_backend() == "cpu" else "associative"
-    return {"sequential": sequential, "associative": associative}[scan]
+def chunks(scan: str, steps: int) -> int:
+    """Into how many chunks the back end of this name cuts a segment; `"auto"` is sequential on a CPU.
+
+    `"associative"`: about `√steps`, so that the scan in the chunks and the one over them are equally long.
+    """
+    if scan == "sequential" or (scan == "auto" and jax.default_backend() == "cpu"):
+        return 1
+    return max(divisor for divisor in range(1, math.isqrt(steps) + 1) if steps % divisor == 0)

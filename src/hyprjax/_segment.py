@@ -1,7 +1,8 @@
 """One segment of one layer: the S-stage forward, the P-stage backward.
 
 This is the whole algorithm. `λ` steps, presynaptic activity `p_t = [x_t, z_{t-1}, 1]` of `P` values,
-`n` neurons with `k` state variables each, weights `W = [W_in; W_rec; b]` of shape `[P, n]`:
+`n` neurons with `k` state variables each, weights `W = [W_in; W_rec; b]` of shape `[P, n]`; `P` is filled up with zeros
+to a multiple of 8, which the GEMMs repay:
 
     S-stage    I_t = p_t W,   (s_t, z_t) = step(φ, s_{t-1}, I_t)                 `run`, one `lax.scan`
 
@@ -34,7 +35,6 @@ from jaxtyping import Array, Bool, Float
 
 from hyprjax import _recursion
 from hyprjax._cell import Cell, Params, State
-from hyprjax._linearize import jacobian_columns
 from hyprjax._recursion import dot
 
 
@@ -42,8 +42,8 @@ class Traces(NamedTuple):
     """Eligibility traces of one layer, one entry for each of the `k` state variables.
 
     Attributes:
-      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias; kept in
-        `Options.trace_dtype`.
+      synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias, then
+        zeros to a multiple of 8; kept in `Options.trace_dtype`.
       neuron: `∂s/∂φ` as `k` lists of `p` arrays `[*batch, n]`.
     """
 
@@ -98,10 +98,15 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options
     if options is None:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
-    synapses = [jnp.zeros((*batch_shape, rows, n), options.trace_dtype or dtype) for _ in jax.tree.leaves(state)]
+    synapses = [
+        jnp.zeros((*batch_shape, rows + -rows % 8, n), options.trace_dtype or dtype) for _ in jax.tree.leaves(state)
+    ]
     # No input has arrived, but the rest state itself may owe something to φ.
-    columns = [jax.tree.leaves(column) for column in jacobian_columns(rest_of, params["neuron"])]
-    return Carry(state, output, Traces(synapses, [[column[c] for column in columns] for c in range(len(synapses))]))
+    phi, tree = jax.tree.flatten(params["neuron"])
+    one_of_phi = lambda i: tree.unflatten([jnp.full_like(p, i == j) for j, p in enumerate(phi)])  # noqa: E731
+    columns = [jax.jvp(rest_of, (params["neuron"],), (one_of_phi(i),))[1] for i in range(len(phi))]
+    of_phi = [[jax.tree.leaves(column)[c] for column in columns] for c in range(len(synapses))]
+    return Carry(state, output, Traces(synapses, of_phi))
 
 
 def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset: Array | None) -> tuple[State, Array]:
@@ -178,25 +183,23 @@ def _s_stage(cell, options, params, inputs, carry, reset):
 
 
 def _presynaptic(params, inputs, output, outputs, reset):
-    """`p_t = [x_t, z_{t-1}, 1]`, as far as the layer has recurrent weights and a bias."""
+    """`p_t = [x_t, z_{t-1}, 1, 0, ...]`, as far as the layer has recurrent weights and a bias."""
     parts = [inputs]
     if "w_rec" in params:
         last = jnp.concatenate([output[None], outputs[:-1]])
         parts.append(last if reset is None else jnp.where(reset[..., None], 0, last))
     if "bias" in params:
         parts.append(jnp.ones((*inputs.shape[:-1], 1), inputs.dtype))
-    return jnp.concatenate(parts, axis=-1)
+    rows = sum(part.shape[-1] for part in parts)
+    return jnp.concatenate([*parts, jnp.zeros((*inputs.shape[:-1], -rows % 8), inputs.dtype)], axis=-1)
 
 
 def _split(dW, params):
     """The rows of `dW` as the gradients of `w_in`, `w_rec` and `bias`."""
-    m, n = params["w_in"].shape
-    grads = {"w_in": dW[:m]}
-    if "w_rec" in params:
-        grads["w_rec"] = dW[m : m + n]
-    if "bias" in params:
-        grads["bias"] = dW[-1]
-    return grads
+    names = [name for name in ("w_in", "w_rec", "bias") if name in params]
+    sizes = [params[name].size // dW.shape[1] for name in names]
+    parts = jax.lax.split(dW, [*sizes, len(dW) - sum(sizes)])
+    return {name: part.reshape(params[name].shape) for name, part in zip(names, parts, strict=False)}
 
 
 def _contract(q, synapses):
@@ -228,11 +231,11 @@ def _forget(traces, cleared):
 
 
 def _next_traces(p, propagation, traces, first):
-    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`, batch first so that each is one batched GEMM."""
-    p = jnp.moveaxis(p, 0, -2)
+    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`; the rows of `R B` stand side by side, for one GEMM per batch element."""
+    side_by_side = jnp.concatenate([row.current for row in propagation], axis=-1)
+    added = jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(side_by_side, 0, -2))
     synapses = []
-    for row in propagation:
-        trace = jnp.einsum("...tp,...tn->...pn", p, jnp.moveaxis(row.current, 0, -2))
+    for row, trace in zip(propagation, jnp.split(added, len(propagation), axis=-1), strict=True):
         if not first:
             trace += dot([R[..., None, :] for R in row.state], traces.synapses)
         synapses.append(trace.astype(traces.synapses[0].dtype))
@@ -244,11 +247,18 @@ def _p_stage(cell, options, residuals, cotangents):
     zeta, *_ = cotangents
     neuron, w_rec = params["neuron"], params.get("w_rec")
 
-    recur = _recursion.pick(options.scan)
-    if options.recurrent_credit == "segment" and w_rec is not None:
-        recur = partial(_recursion.sequential, w_rec=w_rec)
-    step = partial(step_with_reset, cell)
-    signal, propagation = recur(step, neuron, past.state, past.current, reset, zeta, propagate=not options.last)
+    explicit = options.recurrent_credit == "segment" and w_rec is not None
+    signal, propagation = _recursion.pull_back(
+        partial(step_with_reset, cell),
+        neuron,
+        past.state,
+        past.current,
+        reset,
+        zeta,
+        propagate=not options.last,
+        chunks=1 if explicit else _recursion.chunks(options.scan, len(zeta)),
+        w_rec=w_rec if explicit else None,
+    )
 
     p = _presynaptic(params, inputs, output, outputs, reset)
     at_start = _forget(traces, None if reset is None else reset[0])
