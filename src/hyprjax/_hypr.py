@@ -58,9 +58,9 @@ def hypr_stream(
       recurrent_credit: `"none"`, the paper's rule: credit passes through a neuron's own state only.
         `"segment"`: inside a segment it also passes through `w_rec`, as in BPTT.
       has_aux: whether `loss_fn` returns `(loss, aux)`.
-      scan: how the linear recursions run: `"sequential"` (a fused scan, best on CPU),
-        `"associative"` (parallel over time, for accelerators; the reversed scan of
-        `recurrent_credit="segment"` stays sequential) or `"auto"`, by backend.
+      scan: how the linear recursions run: `"sequential"` (one reversed scan), `"associative"` (the segment in
+        about `√λ` chunks side by side, `λ` best a number with a divisor near that; the reversed scan of
+        `recurrent_credit="segment"` stays sequential) or `"auto"`: sequential on a CPU, unless the layer is small.
       trace_dtype: dtype in which the traces of the weights wait between segments; that of the inputs by default.
         `jnp.bfloat16` halves their memory; docs/streams.md has the error that it makes.
 

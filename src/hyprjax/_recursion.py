@@ -164,11 +164,12 @@ def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
     return reduce(operator.add, map(operator.mul, row, column))
 
 
-def chunks(scan: str, steps: int) -> int:
-    """Into how many chunks the back end of this name cuts a segment; `"auto"` is sequential on a CPU.
+def chunks(scan: str, steps: int, size: int) -> int:
+    """Into how many chunks the back end of this name cuts a segment of `steps`, of `size` neurons times batch elements.
 
-    `"associative"`: about `√steps`, so that the scan in the chunks and the one over them are equally long.
+    `"associative"`: about `√steps`, so that the scan in the chunks and the one over them are equally long. `"auto"` is
+    `"sequential"` on a CPU once a step has work enough for it (2048 was measured, docs/performance.md).
     """
-    if scan == "sequential" or (scan == "auto" and jax.default_backend() == "cpu"):
+    if scan == "sequential" or (scan == "auto" and size >= 2048 and jax.default_backend() == "cpu"):
         return 1
     return max(divisor for divisor in range(1, math.isqrt(steps) + 1) if steps % divisor == 0)

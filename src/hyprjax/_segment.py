@@ -256,7 +256,7 @@ def _p_stage(cell, options, residuals, cotangents):
         reset,
         zeta,
         propagate=not options.last,
-        chunks=1 if explicit else _recursion.chunks(options.scan, len(zeta)),
+        chunks=1 if explicit else _recursion.chunks(options.scan, len(zeta), math.prod(zeta.shape[1:])),
         w_rec=w_rec if explicit else None,
     )
 
