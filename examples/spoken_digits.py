@@ -12,10 +12,10 @@ import training
 import hyprjax as hj
 import hyprjax.data
 
-CELLS = {
-    "brf": (lambda: hj.brf(omega=(5.0, 60.0), b_offset=(0.1, 3.0)), 100.0),  # currents enter times dt = 0.01
-    "se_adlif": (lambda: hj.se_adlif(q=60.0), 2.0),
-    "alif": (lambda: hj.alif(tau_a=100.0), 1.0),
+CELLS = {  # neuron model, gain of the input weights, learning rate
+    "brf": (lambda: hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)), 100.0, 0.05),  # currents enter times dt = 0.01
+    "se_adlif": (lambda: hj.se_adlif(q=60.0), 2.0, 0.01),
+    "alif": (lambda: hj.alif(tau_a=100.0), 1.0, 0.01),
 }
 
 
@@ -25,15 +25,15 @@ def main(arguments=None):
     parser.add_argument("--layers", type=int, default=1, help="recurrent layers")
     parser.add_argument("--neurons", type=int, default=128, help="neurons per layer")
     parser.add_argument("--steps", type=int, default=160, help="steps of 5 ms; longer recordings are cut off")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Adam, decayed to 0 by a cosine")
+    parser.add_argument("--learning-rate", type=float, help="of Adam, decayed to 0 by a cosine; default by neuron model")
     parser.add_argument("--batch-size", type=int, default=50, help="recordings per update")
     options = parser.parse_args(arguments)
     train, test = hj.data.spoken_digits(steps=options.steps)
-    cell, gain = CELLS[options.cell]
+    cell, gain, learning_rate = CELLS[options.cell]
     sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 10)
     network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.1)
     updates = options.epochs * ((train.size - int(0.1 * train.size)) // options.batch_size)
-    schedule = optax.cosine_decay_schedule(options.learning_rate, updates)
+    schedule = optax.cosine_decay_schedule(options.learning_rate or learning_rate, updates)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     name = f"{options.cell}x{options.layers}"
     return training.run(
