@@ -12,6 +12,8 @@ import argparse
 import gc
 import json
 import platform
+import shlex
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -45,6 +47,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of every rule")
     parser.add_argument("--limit", type=float, default=20.0, help="leave out a rule whose first run takes more seconds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"), help="folder of JSON and plot")
+    parser.add_argument("--append", action="store_true", help="keep the cases that the JSON there already has")
     return parser.parse_args(arguments)
 
 
@@ -121,7 +124,9 @@ def machine():
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    rows = []
+    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    path = options.out / "benchmarks.json"
+    rows = json.loads(path.read_text())["rows"] if options.append and path.exists() else []
     for case in cases(options):
         error = rules.check_eprop(case)
         assert error < 1e-3, f"e-prop differs from HYPR at λ = 1 by {error}"
@@ -131,12 +136,12 @@ def main(arguments=None):
             functions |= external.all_rules(case)
         new = measure(case, functions, params, xs, options)
         print(f"\n{case}\n{table(new)}", flush=True)
-        rows += new
+        rows = [row for row in rows if any(row[name] != value for name, value in case._asdict().items())]
+        rows += [{**row, "command": command} for row in new]
         jax.clear_caches()
         gc.collect()
         options.out.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine(), "rounds": options.rounds, "rows": rows}
-        (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1))
+        path.write_text(json.dumps({"machine": machine(), "rounds": options.rounds, "rows": rows}, indent=1))
     from benchmarks import plot
 
     plot.save(rows, options.out / "benchmarks.png")

@@ -25,7 +25,7 @@ def main(arguments=None):
     parser.add_argument("--layers", type=int, default=1, help="recurrent layers")
     parser.add_argument("--neurons", type=int, default=128, help="neurons per layer")
     parser.add_argument("--steps", type=int, default=160, help="steps of 5 ms; longer recordings are cut off")
-    parser.add_argument("--learning-rate", type=float, help="of Adam, decayed to 0 by a cosine; default by neuron model")
+    parser.add_argument("--learning-rate", type=float, help="of Adam, decayed by a cosine; default by neuron model")
     parser.add_argument("--batch-size", type=int, default=50, help="recordings per update")
     options = parser.parse_args(arguments)
     train, test = hj.data.spoken_digits(steps=options.steps)

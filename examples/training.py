@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from checkpoints import Checkpoints
 from tqdm import tqdm
 
 import hyprjax as hj
 from hyprjax.data import Dataset
 
 RULES = ("bptt", "hypr", "hypr-segment")
+REPORTS = ("loss", "valid_loss", "valid_accuracy")
 
 
 class Network(NamedTuple):
@@ -106,11 +108,11 @@ def evaluate(network: Network, params, dataset: Dataset, indices=None):
 
 
 class Result(NamedTuple):
-    """Of one run, the first axis of the arrays being seeds."""
+    """Of one run, the first axis of the arrays being seeds; those of `history` are `[epochs, seeds]`."""
 
     test_accuracy: np.ndarray
     valid_accuracy: np.ndarray
-    history: list[dict[str, np.ndarray]]
+    history: dict[str, np.ndarray]
     seconds_per_epoch: float
     memory: int
     params: Any
@@ -165,66 +167,37 @@ def train(
     seeds = jnp.asarray(seeds)
     state = jax.jit(jax.vmap(start))(seeds)
     compiled = jax.jit(jax.vmap(epoch, in_axes=(0, None, 0))).lower(seeds, 0, state).compile()
-    history, seconds, first = [], [], 0
-    manager = _manager(checkpoint)
-    if manager and manager.latest_step() is not None:
-        first, (state, history, seconds) = manager.latest_step(), _restore(manager, state, len(seeds))
+    history = {name: np.full((epochs, len(seeds)), np.nan, np.float32) for name in REPORTS}
+    run = {"state": state, "history": history, "seconds": np.full(epochs, np.nan)}
+    settings = {"rule": rule, "seeds": seeds.tolist(), "epochs": epochs, "batch_size": batch_size}
+    saved = Checkpoints(checkpoint, settings | {"segment_length": segment_length}) if checkpoint else None
+    first = 0
+    if saved and (found := saved.restore(run)):
+        first, run = found
+        run |= jax.tree.map(np.array, {"history": run["history"], "seconds": run["seconds"]})
     progress = tqdm(range(first, epochs), desc=rule, unit="epoch", initial=first, total=epochs)
     for number in progress:
         begin = time.perf_counter()
-        state, report = jax.block_until_ready(compiled(seeds, number, state))
-        seconds.append(time.perf_counter() - begin)
-        history.append(jax.tree.map(np.asarray, report))
+        run["state"], report = jax.block_until_ready(compiled(seeds, number, run["state"]))
+        run["seconds"][number] = time.perf_counter() - begin
+        for name, values in report.items():
+            run["history"][name][number] = values
         progress.set_postfix(loss=f"{report['loss'].mean():.3f}", valid=f"{100 * report['valid_accuracy'].mean():.1f}%")
-        if manager and ((number + 1) % save_every == 0 or number + 1 == epochs):
-            _save(manager, number + 1, state, history, seconds)
-    _, test_accuracy = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)))(state["best"]["params"])
+        if saved and ((number + 1) % save_every == 0 or number + 1 == epochs):
+            saved.save(number + 1, run)
+    best = run["state"]["best"]
+    _, test_accuracy = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)))(best["params"])
     batch = jax.eval_shape(lambda: make_batch(network, train_data, np.arange(batch_size), jax.random.key(0)))
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     memory = jax.jit(gradient).lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
     return Result(
         np.asarray(test_accuracy),
-        np.asarray(state["best"]["accuracy"]),
-        history,
-        float(np.median(seconds)) if seconds else float("nan"),
+        np.asarray(best["accuracy"]),
+        run["history"],
+        float(np.median(run["seconds"])),
         memory,
-        state["best"]["params"],
+        best["params"],
     )
-
-
-# --- checkpoints ----------------------------------------------------------------------------------
-
-
-def _manager(folder: Path | None):
-    if folder is None:
-        return None
-    import orbax.checkpoint as ocp
-
-    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2))
-
-
-def _history_arrays(history, seconds):
-    names = ("loss", "valid_loss", "valid_accuracy")
-    return {**{name: np.stack([report[name] for report in history]) for name in names}, "seconds": np.asarray(seconds)}
-
-
-def _save(manager, step, state, history, seconds):
-    import orbax.checkpoint as ocp
-
-    manager.save(step, args=ocp.args.StandardSave({"state": state, "history": _history_arrays(history, seconds)}))
-    manager.wait_until_finished()
-
-
-def _restore(manager, state, seeds):
-    import orbax.checkpoint as ocp
-
-    epochs = manager.latest_step()
-    reports = {name: np.zeros((epochs, seeds), np.float32) for name in ("loss", "valid_loss", "valid_accuracy")}
-    template = {"state": state, "history": {**reports, "seconds": np.zeros(epochs)}}
-    restored = manager.restore(epochs, args=ocp.args.StandardRestore(template))
-    arrays = {name: np.asarray(values) for name, values in restored["history"].items()}
-    seconds = arrays.pop("seconds").tolist()
-    return restored["state"], [{name: values[i] for name, values in arrays.items()} for i in range(epochs)], seconds
 
 
 # --- command line and results ---------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_example(folder, example, write, arguments, capsys):
     results = example.main([*arguments, "--seeds", "0", "1", "--out", str(folder / "results.csv")])
     for result in results.values():
         assert result.test_accuracy.shape == (2,)
-        assert all(np.isfinite(report["loss"]).all() for report in result.history)
+        assert np.isfinite(result.history["loss"]).all()
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["rule"], row["seed"]) for row in rows] == [(rule, seed) for rule in results for seed in "01"]
@@ -109,23 +109,33 @@ def test_training_learns_and_reports_the_best_model(problem, rule):
         *problem, rule=rule, optimiser=optax.adam(0.02), seeds=(0, 1), epochs=8, batch_size=8, segment_length=7
     )
     assert (result.test_accuracy > 0.9).all()
-    losses = np.stack([report["valid_loss"] for report in result.history])
-    best = losses.argmin(0)
-    accuracies = np.stack([report["valid_accuracy"] for report in result.history])
-    assert np.allclose(result.valid_accuracy, accuracies[best, [0, 1]])
+    best = result.history["valid_loss"].argmin(0)
+    assert np.allclose(result.valid_accuracy, result.history["valid_accuracy"][best, [0, 1]])
 
 
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, monkeypatch):
     import optax
 
     settings = {"rule": "hypr", "optimiser": optax.adam(0.02), "seeds": (0, 1), "batch_size": 8, "segment_length": 7}
     whole = training.train(*problem, epochs=4, **settings)
-    training.train(*problem, epochs=2, checkpoint=tmp_path / "run", **settings)
-    resumed = training.train(*problem, epochs=4, checkpoint=tmp_path / "run", **settings)
-    assert len(resumed.history) == 4
+
+    class Interrupted(training.tqdm):
+        def __iter__(self):
+            for number in super().__iter__():
+                if number == 3:
+                    raise KeyboardInterrupt
+                yield number
+
+    settings |= {"epochs": 4, "checkpoint": tmp_path / "run", "save_every": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(*problem, **settings)
+    resumed = training.train(*problem, **settings)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         assert np.array_equal(a, b)
-    assert np.array_equal(whole.history[3]["loss"], resumed.history[3]["loss"])
+    for name, values in whole.history.items():
+        assert np.array_equal(values, resumed.history[name])
 
 
 def test_dropout_is_of_training_only(problem):

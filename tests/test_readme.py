@@ -20,6 +20,14 @@ def test_readme_snippets_run():
     assert jax.tree.structure(namespace["grads"]) == jax.tree.structure(namespace["params"])
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_docs_snippets_run(page):
+    jax.config.update("jax_enable_x64", False)
+    namespace = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(snippet, page.name, "exec"), namespace)
+
+
 def test_readme_names_the_whole_public_surface():
     import hyprjax as hj
 

@@ -1,0 +1,108 @@
+"""The pictures and the tables of docs/results.md, from the CSV files beside it.
+
+python docs/results_figure.py docs
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
+
+NAMES = {"bptt": "BPTT", "hypr": "HYPR", "hypr-segment": "HYPR, segment credit"}
+COLOURS = {"bptt": "black", "hypr": "C0", "hypr-segment": "C1"}
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def group(rows, *names):
+    """Rows by the values of some columns, in the order in which they come."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return groups
+
+
+def accuracy(rows):
+    """Test accuracy in percent: mean and standard deviation over seeds."""
+    values = 100 * np.array([float(row["test_accuracy"]) for row in rows])
+    return values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
+
+
+def table(rows):
+    """Markdown: task x neuron x rule."""
+    lines = [
+        "| task | neuron | rule | test accuracy, % | gap to BPTT | seeds | s/epoch | memory, MB | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups = group(rows, "task", "neuron", "rule")
+    for (task, neuron, rule), own in groups.items():
+        mean, deviation = accuracy(own)
+        exact = groups.get((task, neuron, "bptt"))
+        gap = f"{accuracy(exact)[0] - mean:.2f}" if exact and rule != "bptt" else "-"
+        seeds = ", ".join(row["seed"] for row in own)
+        first = own[0]
+        lines.append(
+            f"| {task} | `{neuron}` | {NAMES[rule]} | {mean:.2f} ± {deviation:.2f} | {gap} | {seeds} "
+            f"| {float(first['seconds_per_epoch']):.1f} | {first['memory_mb']} | {first['commit']} |"
+        )
+    return "\n".join(lines)
+
+
+def segment_length_figure(rows, path):
+    """Accuracy against segment length on ECG, for both settings of recurrent credit."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    lengths = sorted({int(row["segment_length"]) for row in rows if row["rule"] != "bptt"})
+    for (rule,), own in group(rows, "rule").items():
+        points = sorted((int(length), *accuracy(of)) for (length,), of in group(own, "segment_length").items())
+        x, mean, deviation = map(np.array, zip(*points, strict=True))
+        if rule == "bptt":
+            axes.axhline(mean[0], color="black", lw=1, label=NAMES[rule])
+            axes.axhspan(mean[0] - deviation[0], mean[0] + deviation[0], color="black", alpha=0.1, lw=0)
+        else:
+            axes.errorbar(x, mean, deviation, color=COLOURS[rule], marker="o", ms=4, capsize=2, label=NAMES[rule])
+    axes.set(xscale="log", xlabel="segment length λ", ylabel="test accuracy, %", title="ECG-QTDB, 36 BRF neurons")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def gradient_figure(rows, path):
+    """Cosine between HYPR's and BPTT's gradient during training, per neuron model."""
+    neurons = list(dict.fromkeys(row["neuron"] for row in rows))
+    figure, axes = plt.subplots(1, len(neurons), figsize=(3.6 * len(neurons), 3.4), sharey=True, layout="constrained")
+    for axis, neuron in zip(np.atleast_1d(axes), neurons, strict=True):
+        own = [row for row in rows if row["neuron"] == neuron and row["rule"] != "bptt"]
+        for (rule, length), of in group(own, "rule", "segment_length").items():
+            if int(length) not in (1, 50, 260):
+                continue
+            style = {"1": ":", "50": "--", "260": "-"}[length]
+            epochs, values = zip(*[(int(row["epoch"]), float(row["cosine"])) for row in of], strict=True)
+            axis.plot(epochs, values, style, color=COLOURS[rule], lw=1.3, label=f"{NAMES[rule]}, λ = {length}")
+        axis.set(xlabel="epoch", title=neuron)
+        axis.axhline(0, color="gray", lw=0.5)
+    np.atleast_1d(axes)[0].set(ylabel="cosine to BPTT's gradient", ylim=(-0.3, 1.03))
+    np.atleast_1d(axes)[-1].legend(fontsize=7, loc="lower left")
+    figure.savefig(path, dpi=130)
+
+
+def main(docs):
+    docs = Path(docs)
+    rows = [row for name in ("ecg", "spoken_digits") for row in read(docs / "results" / f"{name}.csv")]
+    print(table(rows))
+    segment_length_figure(read(docs / "results" / "segment_length.csv"), docs / "images" / "segment_length.png")
+    gradient_figure(read(docs / "results" / "gradients.csv"), docs / "images" / "gradients.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
