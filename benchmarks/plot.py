@@ -58,13 +58,13 @@ def against_time(axes, size, field, label, title):
 
 
 def against_segment_length(axes, size):
-    """Time relative to BPTT against λ, at the longest sequence measured."""
-    steps = max(size)
+    """Time relative to BPTT against λ, at the sequence length measured with most of them."""
+    steps = max(size, key=lambda steps: (len(size[steps]), steps))
     for prefix in ("hypr sequential", "hypr associative", "hypr segment-credit"):
         rows = [row for row in size[steps] if row["rule"].startswith(prefix)]
         points = sorted((int(row["rule"].split()[-1]), row["to_bptt"]) for row in rows)
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=prefix) if points else None
-    axes.axhline(1, color="gray", lw=0.8)
+    axes.axhline(1, color="gray", lw=0.8)  # BPTT
     axes.set(xscale="log", xlabel="segment length λ", ylabel="time / BPTT", ylim=(0, None), title=f"T={steps}")
     finish(axes, sorted({int(row["rule"].split()[-1]) for row in size[steps] if row["rule"].startswith("hypr")}))
 

@@ -29,10 +29,11 @@ def brf(epochs, updates):
 
 
 def se_adlif(epochs, updates):
-    """Baronig et al. 2024: Adam 0.01, batch 64, q 120, dropout 0.15."""
-    cell = hj.se_adlif(tau_u=(5.0, 25.0), tau_w=(60.0, 300.0), q=120.0)
-    readout = hj.leaky_integrator(tau=3.0)
-    return training.stack(cell, readout, (4, NEURONS, CLASSES), dropout=0.15), optax.adam(0.01), 64
+    """Baronig et al. 2024: Adam 0.01, gradients clipped to a norm of 1.5, batch 64, q 120, dropout 0.15."""
+    spike = hj.surrogate.slayer(alpha=5.0, c=0.2)
+    cell = hj.se_adlif(tau_u=(5.0, 25.0), tau_w=(60.0, 300.0), q=120.0, spike=spike)
+    network = training.stack(cell, hj.leaky_integrator(tau=3.0), (4, NEURONS, CLASSES), dropout=0.15)
+    return network, optax.chain(optax.clip_by_global_norm(1.5), optax.adam(0.01)), 64
 
 
 def alif(epochs, updates):

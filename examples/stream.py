@@ -202,10 +202,12 @@ def main(arguments=None):
 def report(options, state, memory, clock):
     """The table and the picture."""
     length, per_regime = options.segment_length, options.regime // options.segment_length
-    after_first = {name: losses[per_regime:] for name, losses in state["losses"].items()}
+    losses_of = {name: state["losses"][name] for name in (*RULES, "frozen")}
     print(f"\nmean squared error after the first drift, {len(state['losses']['hypr']) * length:,} steps")
-    for name, losses in after_first.items():
-        print(f"  {name:<16}{np.nanmean(losses):.4f}" if len(losses) else f"  {name:<16}-")
+    for name, losses in losses_of.items():
+        print(f"  {name:<16}{np.nanmean(losses[per_regime:]):.4f}" if len(losses) > per_regime else f"  {name:<16}-")
+    skipped = {rule: int(learner.optimiser.total_notfinite) for rule, learner in state["learners"].items()}
+    print("segments left out because they were not finite: " + ", ".join(f"{r} {n}" for r, n in skipped.items()))
     if len(memory) == 2:
         early, late = memory.values()
         print(f"peak memory {early:.0f} MB after 200 segments, {late:.0f} MB at the end")
@@ -215,7 +217,7 @@ def report(options, state, memory, clock):
     figure, axes = plt.subplots(2, 1, figsize=(10, 6), layout="constrained")
     window = max(1, min(100, per_regime // 10))
     before, after, smoothing = per_regime // 50, per_regime // 20, max(1, per_regime // 400)
-    for name, losses in state["losses"].items():
+    for name, losses in losses_of.items():
         smooth = np.convolve(losses, np.ones(window) / window, "valid")
         axes[0].plot((np.arange(len(smooth)) + window) * length, smooth, lw=1, label=name)
         drifts = [losses[d - before : d + after] for d in range(per_regime, len(losses) - after + 1, per_regime)]

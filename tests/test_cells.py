@@ -112,6 +112,20 @@ def test_trajectory_follows_the_published_equations(published):
     assert np.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
+def test_a_filtered_cell_follows_the_equation_of_its_filter():
+    cell = hj.filtered(hj.lif(), tau=10.0)
+    params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=8, bias=False, dtype=jnp.float64)
+    inputs = np.random.default_rng(0).uniform(0, 1, (STEPS, 2, 3))
+    params["w_in"] = GAIN["lif"] * np.abs(params["w_in"])
+    spikes = lif(jax.tree.map(np.asarray, params["neuron"]["cell"]), inputs @ np.asarray(params["w_in"]))
+    y, expected = 0.0, []
+    for z in spikes:
+        y = np.exp(-0.1) * y + (1 - np.exp(-0.1)) * z
+        expected.append(y)
+    assert np.mean(expected) > 0.01
+    assert np.allclose(hj.unroll(cell, params, inputs), expected, rtol=0, atol=1e-12)
+
+
 def test_default_initialisation_is_the_papers():
     key = jax.random.key(0)
     layer = {name: hj.init_layer(key, getattr(hj, name)(), 50, 400, recurrent=True) for name in GAIN}
