@@ -8,9 +8,10 @@ Both carry row vectors over the state from the end of the segment to its start:
 A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row back through a step" is all there is: one
 `jax.vjp` of `step`. `q` is the row that starts at zero and collects ζ, the rows of `R` start as unit vectors.
 
-Both are linear, so the segment may be cut into chunks that are pulled back side by side, each from a zero row for `q`
-and unit rows for `R`, and then joined: a row that enters chunk c from its end as `e` has the weights of the chunk's own
-unit rows, `e R_c + q_c` is what it enters the chunk before with, and so on for whatever the steps gave.
+Both are linear, so a segment may be cut into chunks that are pulled back side by side, each from a zero row for `q` and
+from unit rows for `R`, and joined afterwards. A row that comes to the end of chunk `c` as `e` leaves its start as
+`e R_c`, and gives each step in it `e` times what the unit rows gave; the signal's row adds the chunk's own `q_c` and what
+that gave.
 """
 
 from __future__ import annotations
