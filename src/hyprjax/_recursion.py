@@ -10,8 +10,8 @@ A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row ba
 
 Both are linear, so a segment may be cut into chunks that are pulled back side by side, each from a zero row for `q` and
 from unit rows for `R`, and joined afterwards. A row that comes to the end of chunk `c` as `e` leaves its start as
-`e R_c`, and gives each step in it `e` times what the unit rows gave; the signal's row adds the chunk's own `q_c` and what
-that gave.
+`e R_c`, and gives each step in it `e` times what the unit rows gave; the signal's row adds the chunk's own `q_c`, and
+what that gave.
 """
 
 from __future__ import annotations
