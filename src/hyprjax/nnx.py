@@ -1,0 +1,105 @@
+"""Flax NNX modules over the same functions: layers with parameters of their own, for `nnx.Optimizer` and Orbax.
+
+Needs the extra `flax` (`pip install 'hyprjax[flax]'`). A module keeps parameters, never a carry: that stays with the
+transform, so a model works with `hypr_grad`, `hypr_stream` and `stream` like any function. Split it, differentiate the
+parameters, merge it inside the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from hyprjax._cell import Cell, init_layer
+from hyprjax._stream import unroll
+from hyprjax.cells import leaky_integrator
+
+
+class Recurrent(nnx.Module):
+    """One layer of neurons: `unroll` with its parameters.
+
+    Attributes:
+      cell: the neuron model.
+      w_in, w_rec, bias: `nnx.Param`s as `init_layer` draws them; `w_rec` and `bias` only if the layer has them.
+      neuron: the neuron parameters, a pytree of `nnx.Param`s `[n_out]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, hyprjax as hj
+      >>> from flax import nnx
+      >>> from hyprjax.nnx import Readout, Recurrent
+      >>> class Network(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.hidden = Recurrent(hj.brf(), 4, 36, rngs=rngs)
+      ...         self.norm = nnx.LayerNorm(36, rngs=rngs)
+      ...         self.readout = Readout(36, 6, rngs=rngs)
+      ...     def __call__(self, x):
+      ...         return self.readout(self.norm(self.hidden(x)))
+      >>> model = Network(nnx.Rngs(0))
+      >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+      >>> graph, params = nnx.split(model)
+      >>> def loss_fn(params, xs):
+      ...     logits = nnx.merge(graph, params)(xs["inputs"])
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, xs["labels"]).mean()
+      >>> xs = {"inputs": jnp.ones((100, 8, 4)), "labels": jnp.zeros((100, 8), int)}
+      >>> updates = optimizer.update(model, hj.hypr_grad(loss_fn)(params, xs))
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        n_in: int,
+        n_out: int,
+        *,
+        recurrent: bool = True,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises the parameters.
+
+        Args:
+          cell: the neuron model.
+          n_in: number of inputs.
+          n_out: number of neurons.
+          recurrent: whether the layer's output feeds back through `w_rec` one step later.
+          bias: whether the neurons have a bias current.
+          dtype: floating dtype of the parameters.
+          rngs: its stream `params` gives the key.
+
+        Raises:
+          ValueError: `n_in` or `n_out` is not a positive int.
+        """
+        params = init_layer(rngs.params(), cell, n_in, n_out, recurrent=recurrent, bias=bias, dtype=dtype)
+        self.cell = nnx.static(cell)
+        for name, value in params.items():
+            setattr(self, name, nnx.data(jax.tree.map(nnx.Param, value)))
+
+    def __call__(
+        self, inputs: Float[Array, "t *batch n_in"], *, resets: Bool[Array, "t *batch"] | None = None
+    ) -> Float[Array, "t *batch n_out"]:
+        """Runs the layer over a sequence; arguments, result and errors are those of `unroll`."""
+        names = ("w_in", "w_rec", "bias", "neuron")
+        variables = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        is_param = lambda node: isinstance(node, nnx.Param)  # noqa: E731
+        params = jax.tree.map(lambda param: param.get_value(), variables, is_leaf=is_param)
+        return unroll(self.cell, params, inputs, resets=resets)
+
+
+class Readout(Recurrent):
+    """Leaky integrators without recurrence: the usual readout.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from hyprjax.nnx import Readout
+      >>> Readout(36, 6, tau=10.0, rngs=nnx.Rngs(0))(jnp.ones((50, 36))).shape
+      (50, 6)
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, tau: Any = 20.0, bias: bool = True, rngs: nnx.Rngs):
+        """As `Recurrent`, with the initial time constant `tau` in steps."""
+        super().__init__(leaky_integrator(tau), n_in, n_out, recurrent=False, bias=bias, rngs=rngs)
