@@ -38,8 +38,8 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--scans",
         nargs="+",
-        choices=["sequential", "associative"],
-        default=["sequential", "associative"],
+        choices=["auto", "sequential", "associative"],
+        default=["auto", "sequential", "associative"],
         help="back ends of HYPR",
     )
     parser.add_argument("--no-ecg", action="store_true", help="leave out the ECG-size cases m=4 n=36 B=16 T=1300")

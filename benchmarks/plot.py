@@ -11,7 +11,8 @@ from matplotlib.ticker import NullLocator
 
 def best_hypr(rows):
     """The fastest HYPR row of a case with the paper's rule."""
-    return min((row for row in rows if row["rule"].startswith(("hypr seq", "hypr ass"))), key=lambda row: row["ms"])
+    paper = [row for row in rows if row["rule"].startswith("hypr") and "segment-credit" not in row["rule"]]
+    return min(paper, key=lambda row: row["ms"])
 
 
 def by_case(rows):
@@ -60,7 +61,7 @@ def against_time(axes, size, field, label, title):
 def against_segment_length(axes, size):
     """Time relative to BPTT against λ, at the sequence length measured with most of them."""
     steps = max(size, key=lambda steps: (len(size[steps]), steps))
-    for prefix in ("hypr sequential", "hypr associative", "hypr segment-credit"):
+    for prefix in ("hypr auto", "hypr sequential", "hypr associative", "hypr segment-credit"):
         rows = [row for row in size[steps] if row["rule"].startswith(prefix)]
         points = sorted((int(row["rule"].split()[-1]), row["to_bptt"]) for row in rows)
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=prefix) if points else None

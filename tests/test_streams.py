@@ -294,7 +294,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
 def stream_command(folder, *more):
     return [
-        *(sys.executable, str(ROOT / "examples" / "stream.py"), "--source", "synthetic", "--steps", "3000"),
+        *(sys.executable, str(ROOT / "examples" / "stream.py"), "--source", "synthetic", "--steps", "2000"),
         *("--segment-length", "5", "--regime", "1000", "--save-every", "7", "--checkpoints", str(folder)),
         *("--figure", str(folder) + ".png", *more),
     ]
@@ -321,7 +321,7 @@ def test_a_stream_killed_five_times_ends_bit_identical(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     subprocess.run(stream_command(tmp_path / "killed", "--resume"), env=environment, check=True, capture_output=True)
-    whole, killed = (raw_state(tmp_path / name / "600" / "state") for name in ("whole", "killed"))
+    whole, killed = (raw_state(tmp_path / name / "400" / "state") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert len(whole) > 30
     for name, value in whole.items():
