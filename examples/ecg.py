@@ -37,11 +37,15 @@ def se_adlif(epochs, updates):
 
 
 def alif(epochs, updates):
-    """The ALIF network with the batch and schedule of the BRF one, and its own learning rate of 0.05 there."""
+    """The ALIF network with the batch and schedule of the BRF one, and its own learning rate of 0.05 there.
+
+    BPTT's gradient overflows now and then; such an update is left out. HYPR's never did.
+    """
     cell = hj.alif(tau=normal(20.0, 0.5), tau_a=normal(200.0, 5.0), beta=0.174)
     network = training.stack(cell, hj.leaky_integrator(normal(20.0, 0.5)), (4, NEURONS, CLASSES))
     schedule = optax.linear_schedule(0.05, 0.0, epochs * updates(16))
-    return network, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), 16
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    return network, optax.apply_if_finite(clipped, max_consecutive_errors=1_000_000), 16
 
 
 SETUPS = {"brf": brf, "se_adlif": se_adlif, "alif": alif}
