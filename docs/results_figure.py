@@ -51,8 +51,10 @@ def table(rows):
         gap = f"{accuracy(exact)[0] - mean:.2f}" if exact and rule != "bptt" else "-"
         seeds = ", ".join(row["seed"] for row in own)
         first = own[0]
+        cell, _, layers = neuron.partition("x")
+        network = f"`{cell}`" + (f", {layers} layers" if layers == "2" else "")
         lines.append(
-            f"| {task} | `{neuron}` | {NAMES[rule]} | {mean:.2f} ± {deviation:.2f} | {gap} | {seeds} "
+            f"| {task} | {network} | {NAMES[rule]} | {mean:.2f} ± {deviation:.2f} | {gap} | {seeds} "
             f"| {float(first['seconds_per_epoch']):.1f} | {first['memory_mb']} | {first['commit']} |"
         )
     return "\n".join(lines)
@@ -91,8 +93,8 @@ def gradient_figure(rows, path):
             axis.plot(epochs, values, style, color=COLOURS[rule], lw=1.3, label=f"{NAMES[rule]}, λ = {length}")
         axis.set(xlabel="epoch", title=neuron)
         axis.axhline(0, color="gray", lw=0.5)
-    np.atleast_1d(axes)[0].set(ylabel="cosine to BPTT's gradient", ylim=(-0.3, 1.03))
-    np.atleast_1d(axes)[-1].legend(fontsize=7, loc="lower left")
+    np.atleast_1d(axes)[0].set(ylabel="cosine to BPTT's gradient", ylim=(-0.5, 1.03))
+    np.atleast_1d(axes)[0].legend(fontsize=7, loc="lower left")
     figure.savefig(path, dpi=130)
 
 
