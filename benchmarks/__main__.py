@@ -1,6 +1,6 @@
 """Speed and memory of HYPR beside BPTT and step-by-step e-prop, all rules interleaved in one process.
 
-    python -m benchmarks                 the whole table (about an hour on two cores)
+    python -m benchmarks                 the whole table
     python -m benchmarks --quick         one case per neuron model (a few minutes)
     python -m benchmarks --cells brf --neurons 128 --batch 32 --steps 1000 --segment-lengths 50 100 250
 

@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash: what was saved last and is whole, or a clear error. Orbax underneath."""
 
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ class Checkpoints:
                     f"checkpoint {self.folder / str(step)} is damaged and left out ({reason})", RuntimeWarning, 2
                 )
                 continue
-            for later in steps[: steps.index(step)]:
-                self.manager.delete(later)
+            for later in steps[: steps.index(step)]:  # kept aside: what cannot be read today may be read another day
+                (self.folder / str(later)).rename(self.folder / f"{later}.damaged-{time.time_ns()}")
+            self.manager.reload()
             return step, state
         if steps:
             raise ValueError(f"no checkpoint in {self.folder} can be read; delete the folder to start anew")
@@ -67,8 +69,8 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         state = self.manager.restore(step, args=items)["state"]
-        for path, have in jax.tree_util.tree_leaves_with_path(state):
-            want = dict(jax.tree_util.tree_leaves_with_path(template))[path]
+        wanted = jax.tree.leaves(template)
+        for (path, have), want in zip(jax.tree_util.tree_leaves_with_path(state), wanted, strict=True):
             if (have.shape, have.dtype) != (want.shape, want.dtype):
                 raise ValueError(f"{jax.tree_util.keystr(path)} is {have.dtype}{list(have.shape)}")
         return state

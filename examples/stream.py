@@ -39,13 +39,20 @@ NEURONS, LEARNING_RATE = 64, 1e-2
 class Process:
     """An endless real-valued signal of two leads; every part of it is a function of its position alone.
 
-    From ECG-QTDB where `HYPRJAX_DATA` or the cache has it: the level crossings of its 618 recordings, end to
-    end, and leads rebuilt from them. Otherwise two beats of drifting rate.
+    `"ecg"`: the level crossings of the 618 recordings of ECG-QTDB, end to end, and leads rebuilt from them.
+    `"synthetic"`: two beats of drifting rate. `"auto"`: ECG-QTDB where it is to be had.
     """
 
     def __init__(self, regime: int, lag: int, source: str):
         self.regime, self.lag = regime, lag
-        self.events, lead = ecg() if source == "ecg" else synthetic()
+        try:
+            self.source = "synthetic" if source == "synthetic" else "ecg"
+            self.events, lead = {"ecg": ecg, "synthetic": synthetic}[self.source]()
+        except FileNotFoundError as error:
+            if source == "ecg":
+                raise
+            print(f"a synthetic process instead of ECG-QTDB: {error}")
+            self.source, (self.events, lead) = "synthetic", synthetic()
         self.lead = (lead - lead.mean(0)) / lead.std(0)
 
     def segment(self, start: int, length: int):
@@ -169,6 +176,7 @@ def main(arguments=None):
         "key": jax.random.key_data(key),
     }
     settings = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
+    settings["source"] = process.source
     saved = Checkpoints(options.checkpoints, settings) if options.checkpoints else None
     begin = 0
     if saved and (found := saved.restore(state)):
@@ -248,7 +256,7 @@ def parse_arguments(arguments):
     parser.add_argument("--segment-length", type=int, default=10, help="steps per update")
     parser.add_argument("--regime", type=int, default=100_000, help="steps between drifts")
     parser.add_argument("--lag", type=int, default=50, help="how many steps ago")
-    parser.add_argument("--source", choices=["ecg", "synthetic"], default="ecg", help="see Process")
+    parser.add_argument("--source", choices=["auto", "ecg", "synthetic"], default="auto", help="see Process")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters")
     parser.add_argument("--checkpoints", type=Path, help="folder to save to")
     parser.add_argument("--save-every", type=int, default=5000, help="segments between checkpoints")

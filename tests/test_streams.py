@@ -277,6 +277,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(tmp_path, da
             step, restored = again.restore(state(0))
     assert step == 1
     assert_close(restored, jax.tree.map(jnp.asarray, state(1)), 0)
+    if damage != "half-written":
+        assert list((tmp_path / "run").glob("2.damaged-*"))  # set aside, not deleted
     again.save(2, state(5))  # the run goes on over it
     assert Checkpoints(tmp_path / "run", {}).restore(state(0))[0] == 2
 
@@ -290,6 +292,20 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
         pytest.raises(ValueError, match=r"no checkpoint in .*run can be read"),
     ):
         Checkpoints(tmp_path / "run", {"rule": "hypr", "seed": 0}).restore({"other": np.zeros(3)})
+
+
+def test_without_the_data_set_the_stream_is_synthetic(tmp_path, monkeypatch, capsys):
+    import stream
+
+    from hyprjax.data import _files
+
+    monkeypatch.setenv("HYPRJAX_DATA", str(tmp_path))
+    monkeypatch.setattr(_files, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(_files.pooch, "retrieve", lambda *args, **kwargs: 1 / 0)
+    assert stream.Process(100, 5, "auto").source == "synthetic"
+    assert "QTDB_train.mat was not found" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError):
+        stream.Process(100, 5, "ecg")
 
 
 def stream_command(folder, *more):

@@ -98,15 +98,19 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options
     if options is None:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
-    synapses = [
-        jnp.zeros((*batch_shape, rows + -rows % 8, n), options.trace_dtype or dtype) for _ in jax.tree.leaves(state)
-    ]
+    shape, trace_dtype = (*batch_shape, rows + _filling(rows), n), options.trace_dtype or dtype
+    synapses = [jnp.zeros(shape, trace_dtype) for _ in jax.tree.leaves(state)]
     # No input has arrived, but the rest state itself may owe something to φ.
     phi, tree = jax.tree.flatten(params["neuron"])
     one_of_phi = lambda i: tree.unflatten([jnp.full_like(p, i == j) for j, p in enumerate(phi)])  # noqa: E731
     columns = [jax.jvp(rest_of, (params["neuron"],), (one_of_phi(i),))[1] for i in range(len(phi))]
     of_phi = [[jax.tree.leaves(column)[c] for column in columns] for c in range(len(synapses))]
     return Carry(state, output, Traces(synapses, of_phi))
+
+
+def _filling(rows: int) -> int:
+    """How many zeros fill the rows of `P` up to a multiple of 8: a tenth faster GEMMs on a CPU."""
+    return -rows % 8
 
 
 def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset: Array | None) -> tuple[State, Array]:
@@ -191,7 +195,7 @@ def _presynaptic(params, inputs, output, outputs, reset):
     if "bias" in params:
         parts.append(jnp.ones((*inputs.shape[:-1], 1), inputs.dtype))
     rows = sum(part.shape[-1] for part in parts)
-    return jnp.concatenate([*parts, jnp.zeros((*inputs.shape[:-1], -rows % 8), inputs.dtype)], axis=-1)
+    return jnp.concatenate([*parts, jnp.zeros((*inputs.shape[:-1], _filling(rows)), inputs.dtype)], axis=-1)
 
 
 def _split(dW, params):
