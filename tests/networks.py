@@ -30,7 +30,7 @@ def custom_cell():
 
 CELLS = {
     "lif": hj.lif(),
-    "lif_differentiable_reset": hj.lif(detach_reset=False),
+    "lif_differentiable_reset": hj.lif(reset="zero", detach_reset=False),
     "alif": hj.alif(tau_a=(5.0, 30.0)),
     "se_adlif": hj.se_adlif(q=5.0),
     "brf": hj.brf(dt=0.1, omega=(2.0, 5.0)),

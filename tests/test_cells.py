@@ -126,6 +126,20 @@ def test_a_filtered_cell_follows_the_equation_of_its_filter():
     assert np.allclose(hj.unroll(cell, params, inputs), expected, rtol=0, atol=1e-12)
 
 
+def test_a_lif_neuron_can_be_reset_to_zero():
+    cell = hj.lif(reset="zero")
+    params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=8, bias=False, dtype=jnp.float64)
+    inputs = np.random.default_rng(0).uniform(0, 1, (STEPS, 2, 3))
+    params["w_in"] = GAIN["lif"] * np.abs(params["w_in"])
+    v, expected = 0.0, []
+    for current in inputs @ np.asarray(params["w_in"]):
+        v = np.exp(-1 / 20) * v + current
+        expected.append(v > 0.6)
+        v = np.where(v > 0.6, 0, v)
+    assert 0.01 < np.mean(expected) < 0.9
+    assert np.array_equal(hj.unroll(cell, params, inputs), expected)
+
+
 def test_default_initialisation_is_the_papers():
     key = jax.random.key(0)
     layer = {name: hj.init_layer(key, getattr(hj, name)(), 50, 400, recurrent=True) for name in GAIN}

@@ -73,6 +73,8 @@ class Cell(NamedTuple):
       step: `(neuron, state, current) -> (state, output)`.
       weights: `(key, n_in, n_out) -> (w_in, w_rec)`, the draw `init_layer` uses; Glorot-uniform
         over both matrices together unless the model's paper has its own.
+      name: of the model, for messages and for `hyprjax.nir`.
+      constants: what `step` has fixed, as `(name, value)` pairs, as far as `hyprjax.nir` needs it.
 
     Example:
       A leaky integrate-and-fire neuron with a hard reset to zero:
@@ -97,6 +99,8 @@ class Cell(NamedTuple):
     rest: RestFn
     step: StepFn
     weights: WeightsFn = xavier_uniform
+    name: str = "custom"
+    constants: tuple[tuple[str, Any], ...] = ()
 
 
 def init_layer(

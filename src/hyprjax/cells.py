@@ -63,21 +63,24 @@ def lif(
     tau: Init = 20.0,
     *,
     threshold: float = 0.6,
+    reset: str = "subtract",
     spike: surrogate.SpikeFn | None = None,
     detach_reset: bool = True,
 ) -> Cell:
-    """Leaky integrate-and-fire neuron with reset by subtraction (Bellec et al. 2020).
+    """Leaky integrate-and-fire neuron (Bellec et al. 2020).
 
     ::
 
         v[t] = α v[t-1] + I[t] - ϑ sg(z[t-1])        α = exp(-1/|τ|)
         z[t] = Θ((v[t] - ϑ) / ϑ)
 
-    State `v`; neuron parameter `tau`.
+    With `reset="zero"`, the first line is `v[t] = α v[t-1] (1 - sg(z[t-1])) + I[t]`. State `v`; neuron parameter `tau`.
 
     Args:
       tau: initial membrane time constant in steps, > 0.
       threshold: firing threshold ϑ > 0.
+      reset: what a spike does to the membrane: `"subtract"` the threshold, as in the paper, or put it to `"zero"`,
+        as neuromorphic hardware and NIR have it.
       spike: spike function; default `surrogate.triangular()`, dampening 0.3, as in the paper.
       detach_reset: whether no gradient flows through the reset, as in the paper.
 
@@ -85,7 +88,7 @@ def lif(
       A `Cell`. Defaults are those of the paper's evidence accumulation task.
 
     Raises:
-      ValueError: `threshold` is not positive.
+      ValueError: `threshold` is not positive, or `reset` is neither `"subtract"` nor `"zero"`.
 
     Example:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -99,16 +102,21 @@ def lif(
       neurons, https://doi.org/10.1038/s41467-020-17236-y
     """
     _check_positive("lif", threshold=threshold)
+    if reset not in ("subtract", "zero"):
+        raise ValueError(f'lif: reset must be "subtract" or "zero", got {reset!r}')
     spike = spike or surrogate.triangular()
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
     def step(neuron, state, current):
-        v = state["v"]
+        v, decay = state["v"], _decay(neuron["tau"])
         z_previous = reset_gradient(spike((v - threshold) / threshold))
-        v = _decay(neuron["tau"]) * v + current - threshold * z_previous
+        kept = decay * v - threshold * z_previous if reset == "subtract" else decay * v * (1 - z_previous)
+        v = kept + current
         return {"v": v}, spike((v - threshold) / threshold)
 
-    return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step, _normal_fan_in)
+    init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
+    constants = (("threshold", threshold), ("reset", reset))
+    return Cell(init, zeros_state("v"), step, _normal_fan_in, "lif", constants)
 
 
 # --- current-based leaky integrate-and-fire -------------------------------------------------------
@@ -169,7 +177,7 @@ def cuba_lif(
         keys = jax.random.split(key)
         return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
 
-    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in)
+    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in, "cuba_lif", (("threshold", threshold),))
 
 
 # --- adaptive leaky integrate-and-fire ------------------------------------------------------------
@@ -240,7 +248,7 @@ def alif(
         keys = jax.random.split(key, 3)
         return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
 
-    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in)
+    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in, "alif")
 
 
 # --- adaptive leaky integrate-and-fire with subthreshold coupling: Euler-forward and symplectic Euler -----
@@ -327,7 +335,7 @@ def ef_adlif(
         u = alpha * u + (1 - alpha) * (current - state["w"])
         return {"u": u, "w": w}, spike(u - threshold)
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal)
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "ef_adlif")
 
 
 def se_adlif(
@@ -389,7 +397,7 @@ def se_adlif(
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal)
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "se_adlif")
 
 
 # --- resonate-and-fire ----------------------------------------------------------------------------
@@ -446,7 +454,7 @@ def rf(
         state = _rotate(state["u"], state["v"], omega, b, current, dt)
         return state, spike(state["u"] - threshold)
 
-    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v"), step)
+    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v"), step, name="rf")
 
 
 # --- balanced resonate-and-fire -------------------------------------------------------------------
@@ -514,7 +522,7 @@ def brf(
         z = spike(state["u"] - threshold - q)
         return {**state, "q": gamma * q + z}, z
 
-    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v", "q"), step)
+    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v", "q"), step, name="brf")
 
 
 # --- leaky integrator -----------------------------------------------------------------------------
@@ -548,7 +556,8 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
         v = decay * state["v"] + (1 - decay) * current
         return {"v": v}, v
 
-    return Cell(lambda key, n: {"tau": draw(key, tau, n)}, zeros_state("v"), step)
+    init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
+    return Cell(init, zeros_state("v"), step, name="leaky_integrator")
 
 
 # --- exponential synapses -------------------------------------------------------------------------
@@ -596,7 +605,7 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
         y = decay * state["y"] + (1 - decay) * z
         return {"cell": inner, "y": y}, y
 
-    return Cell(init, rest, step, cell.weights)
+    return Cell(init, rest, step, cell.weights, f"filtered({cell.name})")
 
 
 def _check_positive(maker: str, **values: float) -> None:
