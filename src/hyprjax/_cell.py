@@ -76,7 +76,7 @@ class Cell(NamedTuple):
       name: of the model, for messages and for `hyprjax.nir`.
       constants: what `step` has fixed, as `(name, value)` pairs, as far as `hyprjax.nir` needs it.
 
-    Example:
+    Examples:
       A leaky integrate-and-fire neuron with a hard reset to zero:
 
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -133,7 +133,7 @@ def init_layer(
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int.
 
-    Example:
+    Examples:
       >>> import jax, hyprjax as hj
       >>> params = hj.init_layer(jax.random.key(0), hj.brf(), n_in=4, n_out=36, recurrent=True)
       >>> jax.tree.map(lambda p: p.shape, params)

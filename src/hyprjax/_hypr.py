@@ -72,7 +72,7 @@ def hypr_stream(
         loss without `unroll` or with an `unroll` under a nested transformation.
       TypeError: when called, a loss that is not a real scalar, parameters that are not floating.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.brf()
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=5, recurrent=True)
@@ -147,7 +147,7 @@ def hypr_value_and_grad(
         or differ in length, and all that `hypr_stream` refuses.
       TypeError: a segment length that is not an int, and all that `hypr_stream` refuses.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell, readout = hj.se_adlif(), hj.leaky_integrator()
       >>> k1, k2 = jax.random.split(jax.random.key(0))
@@ -232,7 +232,7 @@ def hypr_grad(
     Returns:
       `f(params, xs, *args) -> grads`, or `(grads, aux)` with `has_aux`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.brf()
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=5, recurrent=True)

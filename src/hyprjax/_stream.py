@@ -96,7 +96,7 @@ def unroll(
       TypeError: complex inputs, `params` that are not floating, `resets` that are not bool, a
         `step` that changes the state's dtype.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.alif()
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=10, n_out=20, recurrent=True)
@@ -193,7 +193,7 @@ def stream(fn: Callable[..., Any]) -> Stream:
     Returns:
       A `Stream(init, apply)`. Both raise a ValueError if `fn` calls no `unroll`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.lif()
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=3, n_out=5, recurrent=True)

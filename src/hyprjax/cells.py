@@ -90,7 +90,7 @@ def lif(
     Raises:
       ValueError: `threshold` is not positive, or `reset` is neither `"subtract"` nor `"zero"`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.lif(tau=10.0)
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
@@ -152,7 +152,7 @@ def cuba_lif(
     Raises:
       ValueError: `threshold` is not positive.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.cuba_lif(tau_syn=(5.0, 15.0))
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3, recurrent=True)
@@ -218,7 +218,7 @@ def alif(
     Raises:
       ValueError: `threshold` is not positive.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.alif(tau_a=(100.0, 300.0))
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3, recurrent=True)
@@ -313,7 +313,7 @@ def ef_adlif(
     Raises:
       ValueError: a range is not `(low, high)` with `low <= high`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.ef_adlif(q=60.0)
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
@@ -375,7 +375,7 @@ def se_adlif(
     Raises:
       ValueError: a range is not `(low, high)` with `low <= high`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.se_adlif()
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
@@ -435,7 +435,7 @@ def rf(
     Raises:
       ValueError: `dt` is not positive.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.rf(omega=(3.0, 5.0), b_offset=(1.0, 2.0))
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
@@ -496,7 +496,7 @@ def brf(
     Raises:
       ValueError: `dt` is not positive or `gamma` is outside [0, 1).
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.brf(omega=(3.0, 5.0), b_offset=(0.1, 1.0))
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
@@ -543,7 +543,7 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
     Returns:
       A `Cell`. Default: the readout of Higuchi et al. 2024, there drawn from N(20, 1).
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> readout = hj.leaky_integrator(tau=3.0)
       >>> params = hj.init_layer(jax.random.key(0), readout, n_in=36, n_out=6)
@@ -584,7 +584,7 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
     Returns:
       A `Cell` with the weights of `cell`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.filtered(hj.lif(), tau=10.0)
       >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)

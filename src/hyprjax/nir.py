@@ -53,7 +53,7 @@ def to_nir(layers: Sequence[tuple[Cell, Params]], *, dt: float = 1e-4) -> nir.NI
     Raises:
       ValueError: a neuron model that NIR cannot hold, sizes that do not fit, or no layers.
 
-    Example:
+    Examples:
       >>> import jax, hyprjax as hj
       >>> from hyprjax.nir import to_nir
       >>> cell, readout = hj.lif(reset="zero"), hj.leaky_integrator()
@@ -104,7 +104,7 @@ def from_nir(
       ValueError: a node without counterpart, a connection that skips a layer or leads back to an earlier one, a time
         constant shorter than `dt`, or a threshold not above the reset potential.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> from hyprjax.nir import from_nir, to_nir
       >>> cell = hj.cuba_lif()

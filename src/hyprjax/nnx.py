@@ -27,7 +27,7 @@ class Recurrent(nnx.Module):
       w_in, w_rec, bias: `nnx.Param`s as `init_layer` draws them; `w_rec` and `bias` only if the layer has them.
       neuron: the neuron parameters, a pytree of `nnx.Param`s `[n_out]`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, hyprjax as hj
       >>> from flax import nnx
       >>> from hyprjax.nnx import Readout, Recurrent
@@ -92,7 +92,7 @@ class Recurrent(nnx.Module):
 class Readout(Recurrent):
     """Leaky integrators without recurrence: the usual readout.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from hyprjax.nnx import Readout

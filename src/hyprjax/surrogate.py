@@ -24,7 +24,7 @@ def from_derivative(derivative: SpikeFn) -> SpikeFn:
     Returns:
       A spike function.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from hyprjax import surrogate
       >>> spike = surrogate.from_derivative(lambda x: jnp.exp(-jnp.abs(x)))
@@ -61,7 +61,7 @@ def double_gaussian(sigma: float = 0.5, scale: float = 6.0, height: float = 0.15
     Returns:
       A spike function. Defaults: Yin et al. 2021 as used for BRF by Higuchi et al. 2024.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.double_gaussian())(0.0)), 4)
@@ -82,7 +82,7 @@ def slayer(alpha: float = 5.0, c: float = 0.4) -> SpikeFn:
     Returns:
       A spike function. Shape: SLAYER, Shrestha and Orchard 2018; defaults: Baronig et al. 2024.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.slayer())(0.0)), 4)
@@ -100,7 +100,7 @@ def fast_sigmoid(slope: float = 10.0) -> SpikeFn:
     Returns:
       A spike function. Shape: SuperSpike, Zenke and Ganguli 2018; default slope: Zenke and Vogels 2021.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.fast_sigmoid())(0.1)), 4)
@@ -119,7 +119,7 @@ def triangular(gamma: float = 0.3, width: float = 1.0) -> SpikeFn:
     Returns:
       A spike function. Defaults: Bellec et al. 2018 and 2020, for `x` in units of the threshold.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.triangular())(0.5)), 4)
@@ -137,7 +137,7 @@ def arctan(alpha: float = 2.0) -> SpikeFn:
     Returns:
       A spike function. Default: Fang et al. 2021.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.arctan())(0.0)), 4)
@@ -156,7 +156,7 @@ def gaussian(sigma: float = 0.5, gamma: float = 1.0) -> SpikeFn:
     Returns:
       A spike function. Shape and default width: Yin et al. 2020.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from hyprjax import surrogate
       >>> round(float(jax.grad(surrogate.gaussian())(0.0)), 4)

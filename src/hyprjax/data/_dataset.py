@@ -102,7 +102,7 @@ def batches(
     Raises:
       ValueError: `batch_size` is below 1, or above the number of sequences with `drop_last`.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> dataset = hj.data.evidence_accumulation(10, seed=0)
       >>> [batch["inputs"].shape[1] for batch in hj.data.batches(dataset, 4, seed=0)]

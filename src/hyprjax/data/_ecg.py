@@ -29,7 +29,7 @@ def ecg_qtdb() -> tuple[Dataset, Dataset]:
       FileNotFoundError: `QTDB_train.mat` or `QTDB_test.mat` is nowhere and cannot be downloaded.
       ValueError: a file is damaged.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.ecg_qtdb()  # doctest: +SKIP
       >>> train.inputs.shape  # doctest: +SKIP

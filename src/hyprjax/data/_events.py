@@ -37,7 +37,7 @@ def heidelberg_digits(*, steps: int = 250, dt: float = 0.004, channels: int = 14
       FileNotFoundError: `shd_train.h5` or `shd_test.h5` is nowhere and cannot be downloaded.
       ValueError: a file is damaged, or `channels` does not divide 700.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.heidelberg_digits(steps=100, dt=0.01)  # doctest: +SKIP
     """
@@ -53,7 +53,7 @@ def speech_commands(*, steps: int = 250, dt: float = 0.004, channels: int = 140)
     Returns:
       Training, validation and test set.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, valid, test = hj.data.speech_commands()  # doctest: +SKIP
     """

@@ -35,7 +35,7 @@ def sequential_mnist(*, permutation_seed: int | None = None) -> tuple[Dataset, D
         downloaded.
       ValueError: a file is damaged.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.sequential_mnist(permutation_seed=0)  # doctest: +SKIP
     """
@@ -61,7 +61,7 @@ def digits(*, hold: int = 4, test_fraction: float = 0.2, seed: int = 0) -> tuple
     Returns:
       Training and test set, pixels in [0, 1], a label per sequence.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.digits()
       >>> train.inputs.shape, test.size

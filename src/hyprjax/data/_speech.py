@@ -30,7 +30,7 @@ def mel_spectrogram(
     Returns:
       `[T, channels]` float32, from 0 (silence) to 1 (the loudest), in decibels between.
 
-    Example:
+    Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
       >>> hj.data.mel_spectrogram(tone, 8000, channels=20).shape
@@ -68,7 +68,7 @@ def level_crossing(signal: np.ndarray, threshold: float = 0.1) -> np.ndarray:
     Raises:
       ValueError: `threshold` is not positive.
 
-    Example:
+    Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> hj.data.level_crossing(np.array([[0.0], [0.25], [0.3], [0.0]]), threshold=0.1).tolist()
       [[0, 0], [2, 0], [1, 0], [0, 3]]
@@ -87,7 +87,7 @@ def level_crossing(signal: np.ndarray, threshold: float = 0.1) -> np.ndarray:
 def rate_coding(signal: np.ndarray, probability: float = 0.5, *, seed: int = 0) -> np.ndarray:
     """Independent spikes, at every step with `probability` times the signal, which is clipped to [0, 1].
 
-    Example:
+    Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> hj.data.rate_coding(np.array([[0.0, 1.0]]), probability=1.0).tolist()
       [[False, True]]
@@ -121,7 +121,7 @@ def spoken_digits(
       FileNotFoundError: neither `fsdd.npz` nor the data set's folder `recordings` is there.
       ValueError: unknown `encoding`, or damaged files.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.spoken_digits(encoding="rate")  # doctest: +SKIP
     """

@@ -43,7 +43,7 @@ def evidence_accumulation(
     Raises:
       ValueError: `cues` is even or `channels` no multiple of 4.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> hj.data.evidence_accumulation(5, seed=0).inputs.shape
       (2200, 5, 40)
@@ -93,7 +93,7 @@ def delayed_match(
     Raises:
       ValueError: fewer than two symbols.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> hj.data.delayed_match(5, seed=0).inputs.shape
       (350, 5, 20)
@@ -128,7 +128,7 @@ def pattern_generation(
     Returns:
       Binary inputs and real targets `[T, n, outputs]`; every step counts.
 
-    Example:
+    Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> hj.data.pattern_generation(2, seed=0).targets.shape
       (2000, 2, 3)

@@ -1,0 +1,30 @@
+"""The notebooks run, and each `.ipynb` is the text beside it with its results."""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@by_name
+def test_the_text_and_the_notebook_are_the_same(path):
+    text, notebook = jupytext.read(path), nbformat.read(path.with_suffix(".ipynb"), 4)
+    assert [(cell.cell_type, cell.source) for cell in text.cells] == [(c.cell_type, c.source) for c in notebook.cells]
+    assert f"hyprjax/blob/main/notebooks/{path.stem}.ipynb" in notebook.cells[0].source
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.get("name") == "stderr" or output.output_type == "error"]
+
+
+@pytest.mark.filterwarnings("default")  # of the kernel's own machinery
+@by_name
+def test_notebook_runs_within_two_minutes(path):
+    client = NotebookClient(jupytext.read(path), timeout=120, kernel_name="python3")
+    client.execute(cwd=path.parent)
+    figures = [o for cell in client.nb.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+    assert len(figures) >= 3
