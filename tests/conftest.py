@@ -1,3 +1,7 @@
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

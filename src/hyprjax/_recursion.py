@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hyprjax import _sharding
+
 Step = Callable[..., Any]
 
 
@@ -97,7 +99,7 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
     k = tree.num_leaves
     starts = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
     rows = [jax.tree.unflatten(tree, row) for row in starts]
-    of_neuron = [jax.tree.map(lambda p: jnp.zeros(zeros.shape, p.dtype), neuron) for _ in rows]
+    of_neuron = [jax.tree.map(lambda p: jnp.zeros_like(zeros, p.dtype), neuron) for _ in rows]
 
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
@@ -118,8 +120,9 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
         of_step, rows, deltas = pull_one(rows, state, current, reset, zeta + feedback)
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
         if w_rec is not None:
-            feedback = deltas[0] @ w_rec.T
-            feedback = feedback if reset is None else jnp.where(reset[..., None], 0, feedback)
+            like = _sharding.over(zeta, *_sharding.spec(zeta))
+            feedback = jnp.matmul(deltas[0], w_rec.T, out_sharding=like)
+            feedback = feedback if reset is None else jnp.where(reset[..., None], jnp.zeros_like(zeta), feedback)
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(current.shape[1])

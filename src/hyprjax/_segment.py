@@ -26,6 +26,7 @@ are never computed. `_hypr` picks them up where `jax.vjp` puts them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hyprjax import _recursion
+from hyprjax import _recursion, _sharding
 from hyprjax._cell import Cell, Params, State
 from hyprjax._recursion import dot
 
@@ -93,19 +94,27 @@ class Past(NamedTuple):
 def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options: Options | None) -> Carry:
     """The carry before any input; without traces if `options` is None."""
     batch_shape, dtype, n = inputs.shape[1:-1], inputs.dtype, params["w_in"].shape[-1]
-    rest_of = lambda neuron: cell.rest(neuron, batch_shape, dtype)  # noqa: E731
-    state, output = rest_of(params["neuron"]), jnp.zeros((*batch_shape, n), dtype)
+    place = _placement(params, inputs)
+    rest_of = lambda neuron: jax.tree.map(place, cell.rest(neuron, batch_shape, dtype))  # noqa: E731
+    state, output = rest_of(params["neuron"]), place(jnp.zeros((*batch_shape, n), dtype))
     if options is None:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
     shape, trace_dtype = (*batch_shape, rows + _filling(rows), n), options.trace_dtype or dtype
-    synapses = [jnp.zeros(shape, trace_dtype) for _ in jax.tree.leaves(state)]
+    synapses = [place(jnp.zeros(shape, trace_dtype)) for _ in jax.tree.leaves(state)]
     # No input has arrived, but the rest state itself may owe something to φ.
     phi, tree = jax.tree.flatten(params["neuron"])
     one_of_phi = lambda i: tree.unflatten([jnp.full_like(p, i == j) for j, p in enumerate(phi)])  # noqa: E731
     columns = [jax.jvp(rest_of, (params["neuron"],), (one_of_phi(i),))[1] for i in range(len(phi))]
     of_phi = [[jax.tree.leaves(column)[c] for column in columns] for c in range(len(synapses))]
     return Carry(state, output, Traces(synapses, of_phi))
+
+
+def _placement(params: Params, inputs: Array) -> Callable[[Array], Array]:
+    """How to place an array `[*batch, ..., n]`: the batch as that of the inputs, the neurons as those of `w_in`."""
+    (*_, neurons), (_, *batch, _) = _sharding.spec(params["w_in"]), _sharding.spec(inputs)
+    like = max(inputs, params["w_in"], key=_sharding.on_mesh)
+    return lambda x: _sharding.place(x, like, *batch, *[None] * (x.ndim - len(batch) - 1), neurons)
 
 
 def _filling(rows: int) -> int:
@@ -117,8 +126,15 @@ def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset
     """`cell.step`, from rest instead of from `state` where `reset` is True."""
     if reset is not None:
         rest = cell.rest(neuron, reset.shape, current.dtype)
-        state = jax.tree.map(lambda r, s: jnp.where(reset[..., None], r, s), rest, state)
+        place = lambda r, s: _sharding.place(r, s, *_sharding.spec(s))  # noqa: E731
+        state = jax.tree.map(lambda r, s: _where(reset, place(r, s), s), rest, state)
     return cell.step(neuron, state, current)
+
+
+def _where(reset: Array, value: Any, x: Array) -> Array:
+    """`value` where `reset` `[*batch]` is True, `x` `[*batch, ...]` elsewhere."""
+    reset = jnp.broadcast_to(jnp.expand_dims(reset, range(reset.ndim, x.ndim)), x.shape)
+    return jnp.where(_sharding.place(reset, x, *_sharding.spec(x)), value, x)
 
 
 def run(
@@ -136,7 +152,7 @@ def run(
     Returns:
       All outputs, the last state, the last output, and, with `keep_past`, the `Past` of every step.
     """
-    feedforward = inputs @ params["w_in"]
+    feedforward = _sharding.gather(inputs) @ params["w_in"]
     if "bias" in params:
         feedforward = feedforward + params["bias"]
 
@@ -144,8 +160,8 @@ def run(
         state, output = carry
         current, reset = at_t
         if "w_rec" in params:
-            last = output if reset is None else jnp.where(reset[..., None], 0, output)
-            current = current + last @ params["w_rec"]
+            last = output if reset is None else _where(reset, jnp.zeros_like(output), output)
+            current = current + _sharding.gather(last) @ params["w_rec"]
         next_state, output = step_with_reset(cell, params["neuron"], state, current, reset)
         return (next_state, output), (output, Past(state, current) if keep_past else None)
 
@@ -188,14 +204,15 @@ def _s_stage(cell, options, params, inputs, carry, reset):
 
 def _presynaptic(params, inputs, output, outputs, reset):
     """`p_t = [x_t, z_{t-1}, 1, 0, ...]`, as far as the layer has recurrent weights and a bias."""
-    parts = [inputs]
+    parts = [_sharding.gather(inputs)]
     if "w_rec" in params:
         last = jnp.concatenate([output[None], outputs[:-1]])
-        parts.append(last if reset is None else jnp.where(reset[..., None], 0, last))
+        parts.append(_sharding.gather(last if reset is None else _where(reset, jnp.zeros_like(last), last)))
     if "bias" in params:
-        parts.append(jnp.ones((*inputs.shape[:-1], 1), inputs.dtype))
-    rows = sum(part.shape[-1] for part in parts)
-    return jnp.concatenate([*parts, jnp.zeros((*inputs.shape[:-1], _filling(rows)), inputs.dtype)], axis=-1)
+        parts.append(jnp.ones_like(parts[0][..., :1]))
+    filling = _filling(sum(part.shape[-1] for part in parts))
+    zeros = jnp.broadcast_to(jnp.zeros_like(parts[0][..., :1]), (*inputs.shape[:-1], filling))
+    return jnp.concatenate([*parts, zeros], axis=-1)
 
 
 def _split(dW, params):
@@ -209,11 +226,11 @@ def _split(dW, params):
 def _contract(q, synapses):
     """`Σ_batch q_0·ε_0`, `[P, n]`, in one pass over the traces."""
     batch_shape, (rows, n) = q[0].shape[:-1], synapses[0].shape[-2:]
+    if jax.default_backend() != "cpu" or _sharding.on_mesh(synapses[0]):
+        return dot([q_c[..., None, :] for q_c in q], synapses).sum(tuple(range(len(batch_shape))))
     size = math.prod(batch_shape)
     q = [q_c.reshape(size, 1, n) for q_c in q]
     synapses = [trace.reshape(size, rows, n) for trace in synapses]
-    if jax.default_backend() != "cpu":
-        return dot(q, synapses).sum(0)
 
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
         return total + dot(*at_b), None
@@ -230,16 +247,22 @@ def _forget(traces, cleared):
     """The traces, zero where a reset has made `q_0` or `R_0` zero: a trace that became inf or NaN ends there too."""
     if cleared is None:
         return traces
-    zero = lambda trace: jnp.where(jnp.expand_dims(cleared, range(cleared.ndim, trace.ndim)), 0, trace)  # noqa: E731
-    return jax.tree.map(zero, traces)
+    return jax.tree.map(lambda trace: _where(cleared, jnp.zeros_like(trace), trace), traces)
 
 
 def _next_traces(p, propagation, traces, first):
-    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`; the rows of `R B` stand side by side, for one GEMM per batch element."""
-    side_by_side = jnp.concatenate([row.current for row in propagation], axis=-1)
-    added = jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(side_by_side, 0, -2))
+    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`.
+
+    The rows of `R B` stand side by side, for one GEMM per batch element; not on a mesh, where neurons may be sharded.
+    """
+    outer = lambda RB: jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(RB, 0, -2))  # noqa: E731
+    currents = [row.current for row in propagation]
+    if _sharding.on_mesh(p):
+        added = map(outer, currents)
+    else:
+        added = jnp.split(outer(jnp.concatenate(currents, axis=-1)), len(currents), axis=-1)
     synapses = []
-    for row, trace in zip(propagation, jnp.split(added, len(propagation), axis=-1), strict=True):
+    for row, trace in zip(propagation, added, strict=True):
         if not first:
             trace += dot([R[..., None, :] for R in row.state], traces.synapses)
         synapses.append(trace.astype(traces.synapses[0].dtype))
@@ -267,13 +290,14 @@ def _p_stage(cell, options, residuals, cotangents):
     p = _presynaptic(params, inputs, output, outputs, reset)
     at_start = _forget(traces, None if reset is None else reset[0])
     time_and_batch = tuple(range(p.ndim - 1))
-    dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch))
+    of_neurons = _sharding.over(p, None, _sharding.spec(params["w_in"])[-1])
+    dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch), out_sharding=of_neurons)
     if not options.first:
         dW += _contract(signal.state, at_start.synapses)
     d_neuron = [of.sum(time_and_batch[:-1]) for of in _through(signal.state, at_start.neuron, signal.neuron)]
 
     d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
-    d_inputs = signal.current @ params["w_in"].T
+    d_inputs = jnp.matmul(signal.current, params["w_in"].T, out_sharding=_sharding.over(p, *_sharding.spec(inputs)))
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))

@@ -120,7 +120,7 @@ def unroll(
     rest = _segment.rest(cell, params, inputs, current.options)
     if current.carry is None:
         current.next_carry.append(rest)
-        return jnp.zeros((*inputs.shape[:-1], rest.output.shape[-1]), inputs.dtype)
+        return jnp.broadcast_to(rest.output, (len(inputs), *rest.output.shape))
     carry = _take(current.carry, len(current.next_carry), rest)
     if current.options is None:
         outputs, state, output, _ = _segment.run(cell, params, inputs, carry.state, carry.output, resets)

@@ -1,0 +1,109 @@
+"""Arrays on a mesh of devices: the batch over some of them, the neurons over others.
+
+With axes of type `Auto` the compiler finds the shardings. With `Explicit` ones an array's type carries its sharding,
+and what is made from shapes alone has to be placed where it belongs. Without a mesh nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+
+def shardings(
+    mesh: Mesh, params: PyTree, carry: PyTree = (), *, batch: str = "batch", neurons: str = "neurons"
+) -> tuple[PyTree, PyTree]:
+    """Where parameters and the carry of a stream belong on a mesh of devices.
+
+    Neurons do not need each other's traces. So everything that has a postsynaptic axis, `w_in` and `w_rec` by columns,
+    bias, neuron parameters, states and traces, is split along it over the mesh axis `neurons`, and the batch over
+    `batch`. Between devices then go spikes and errors, and the sum of the gradients over the batch. What a mesh axis
+    does not divide stays whole, and a mesh may have only one of the two axes.
+
+    Args:
+      mesh: of devices, with an axis named `batch`, one named `neurons`, or both; of type `Auto` or `Explicit`.
+      params: parameters, or their shapes; the last axis of every leaf is taken for that of neurons.
+      carry: the carry of `hypr_stream` or `stream`, or its shapes.
+      batch: name of the mesh axis that the first batch axis is split over.
+      neurons: name of the mesh axis that neurons are split over.
+
+    Returns:
+      Two pytrees of `NamedSharding`, for `jax.device_put` or the `in_shardings` of `jax.jit`. Data, time first, belongs
+      to `NamedSharding(mesh, PartitionSpec(None, batch))`.
+
+    Raises:
+      ValueError: the mesh has neither axis.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("batch", "neurons"))  # jax.make_mesh for one of real devices
+      >>> cell = hj.lif()
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=4, n_out=36, recurrent=True)
+      >>> learner = hj.hypr_stream(lambda params, x: hj.unroll(cell, params, x).mean())
+      >>> carry = learner.init(params, jnp.ones((10, 8, 4)))
+      >>> of_params, of_carry = hj.shardings(mesh, params, carry)
+      >>> of_params["w_in"].spec, of_carry[0].traces.synapses[0].spec
+      (P(None, 'neurons'), P('batch', None, 'neurons'))
+    """
+    if not {batch, neurons} & set(mesh.axis_names):
+        raise ValueError(
+            f"shardings: the mesh has the axes {mesh.axis_names}, but neither {batch!r} nor {neurons!r}; name its axes "
+            "with the arguments batch and neurons"
+        )
+
+    neurons = neurons if mesh.shape.get(neurons, 1) > 1 else ""
+
+    def split(shape: tuple[int, ...], names: dict[int, str]) -> NamedSharding:
+        axes: list[str | None] = [None] * len(shape)
+        for axis, name in names.items():
+            if -len(shape) <= axis < len(shape) and name in mesh.shape and shape[axis] % mesh.shape[name] == 0:
+                axes[axis] = name
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    def of_layer(layer: Any) -> Any:
+        names = {-1: neurons} | ({0: batch} if layer.output.ndim > 1 else {})
+        return jax.tree.map(lambda leaf: split(leaf.shape, names), layer)
+
+    of_params = jax.tree.map(lambda leaf: split(leaf.shape, {-1: neurons}), params)
+    return of_params, tuple(of_layer(layer) for layer in carry)
+
+
+def spec(x: Array) -> tuple[Any, ...]:
+    """What each axis of an array is sharded over: mesh axes with an `Explicit` type, or None."""
+    return tuple(jax.typeof(x).sharding.spec)
+
+
+def on_mesh(x: Array) -> bool:
+    """Whether an array lives on a mesh of devices, and so may be split."""
+    return not jax.typeof(x).sharding.mesh.empty
+
+
+def over(like: Array, *axes: Any) -> NamedSharding | None:
+    """The sharding over these `axes` of the mesh of `like`, where that is explicit; None elsewhere."""
+    mesh = jax.typeof(like).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec(*axes)) if AxisType.Explicit in mesh.axis_types else None
+
+
+def place(x: Array, like: Array, *axes: Any) -> Array:
+    """`x` on the mesh of `like`: where that is explicit, sharded over `axes`; elsewhere as the compiler sees fit."""
+    sharding = over(like, *axes)
+    if sharding is None:
+        return _constrain(x, like, *[PartitionSpec.UNCONSTRAINED] * x.ndim)
+    return x if jax.typeof(x).sharding == sharding else jax.sharding.reshard(x, sharding)
+
+
+def gather(x: Array) -> Array:
+    """`x` with its last axis, that of neurons, whole on every device."""
+    if over(x) is None:  # left to itself, the compiler moves more than that
+        return _constrain(x, x, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1), None)
+    return place(x, x, *spec(x)[:-1], None)
+
+
+def _constrain(x: Array, like: Array, *axes: Any) -> Array:
+    mesh = jax.typeof(like).sharding.mesh
+    if mesh.size < 2 or AxisType.Auto not in mesh.axis_types:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))

@@ -1,0 +1,159 @@
+"""On a mesh of devices everything is as on one: gradients, streams, resets; and only spikes and errors travel."""
+
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from networks import assert_close, make_data, make_loss, make_stack
+
+import hyprjax as hj
+
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+explicit_and_auto = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_mesh(shape, kind, names=("batch", "neurons")):
+    return jax.make_mesh(shape, names, axis_types=(KINDS[kind],) * len(names))
+
+
+def shard(mesh, params, xs):
+    of_params, _ = hj.shardings(mesh, params)
+    return jax.device_put(params, of_params), jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "batch")))
+
+
+@functools.cache
+def one_device(credit):
+    """Gradient function, parameters, data and gradient on one device."""
+    cells, params = make_stack(["brf", "alif", "leaky_integrator"], 3, [16, 8, 2])
+    xs = make_data(14, (8,), 3, 2, resets=True)
+    gradient = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4, recurrent_credit=credit))
+    return gradient, params, xs, gradient(params, xs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "credit", "ambient"),
+    [
+        ((8, 1), "auto", "none", False),
+        ((8, 1), "explicit", "none", True),
+        ((1, 8), "auto", "none", True),
+        ((1, 8), "explicit", "none", False),
+        ((2, 4), "auto", "none", False),
+        ((2, 4), "explicit", "none", True),
+        ((2, 4), "auto", "segment", True),
+        ((2, 4), "explicit", "segment", False),
+    ],
+)
+def test_gradients_are_those_of_one_device(shape, kind, credit, ambient):
+    gradient, params, xs, expected = one_device(credit)
+    mesh = make_mesh(shape, kind)
+    with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+        sharded = gradient(*shard(mesh, params, xs))
+    assert_close(jax.device_get(sharded), jax.device_get(expected))
+    wanted = PartitionSpec(None, "neurons") if shape[1] > 1 else PartitionSpec(None, None)
+    assert sharded[0]["w_rec"].sharding.is_equivalent_to(NamedSharding(mesh, wanted), 2)
+
+
+@pytest.mark.parametrize("name", ["lif", "filtered", "custom"])
+def test_other_cells_and_the_associative_back_end(name):
+    cells, params = make_stack([name, "leaky_integrator"], 3, [8, 2], bias=name != "lif")
+    xs, loss_fn = make_data(12, (4,), 3, 2), make_loss(cells)
+    gradient = jax.jit(hj.hypr_grad(loss_fn, segment_length=6, scan="associative"))
+    sharded = gradient(*shard(make_mesh((2, 4), "explicit"), params, xs))
+    assert_close(jax.device_get(sharded), jax.device_get(gradient(params, xs)))
+
+
+@explicit_and_auto
+def test_bptt_two_batch_axes_and_other_names_for_the_mesh(kind):
+    cells, params = make_stack(["se_adlif", "leaky_integrator"], 3, [8, 2])
+    xs, loss_fn = make_data(10, (4, 3), 3, 2), make_loss(cells)
+    mesh = make_mesh((2, 4), kind, ("data", "model"))
+    of_params, _ = hj.shardings(mesh, params, batch="data", neurons="model")
+    sharded = jax.device_put(params, of_params), jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "data")))
+    for gradient in (jax.jit(jax.grad(loss_fn)), jax.jit(hj.hypr_grad(loss_fn, segment_length=5))):
+        assert_close(jax.device_get(gradient(*sharded)), jax.device_get(gradient(params, xs)))
+
+
+@explicit_and_auto
+def test_a_stream_stays_where_it_was_put(kind):
+    cells, params = make_stack(["brf", "leaky_integrator"], 3, [8, 2])
+    xs, loss_fn = make_data(12, (8,), 3, 2, resets=True), make_loss(cells)
+    learner, mesh = hj.hypr_stream(loss_fn), make_mesh((2, 4), kind)
+    carry = learner.init(params, xs)
+    of_params, of_carry = hj.shardings(mesh, params, carry)
+    state, expected = (*jax.device_put((params, carry), (of_params, of_carry)),), (params, carry)
+    for start in (0, 6):
+        part = {name: x[start : start + 6] for name, x in xs.items()}
+        (_, expected_grads), after = jax.jit(learner.value_and_grad)(*expected, part)
+        sharded = jax.device_put(part, NamedSharding(mesh, PartitionSpec(None, "batch")))
+        (_, grads), sharded_after = jax.jit(learner.value_and_grad)(*state, sharded)
+        assert_close(jax.device_get(grads), jax.device_get(expected_grads))
+        expected, state = (params, after), (state[0], sharded_after)
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), state[1], of_carry)
+    assert all(jax.tree.leaves(same))
+
+
+# --- what the compiled program does ---------------------------------------------------------------
+
+
+@pytest.fixture
+def optimised():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+STEPS, LENGTH, BATCH, N = 100, 10, 16, 64
+
+
+@functools.cache
+def compiled(shape, kind):
+    cells, params = make_stack(["brf", "alif", "leaky_integrator"], 4, [N, N, 3])
+    xs, loss_fn = make_data(STEPS, (BATCH,), 4, 3), make_loss(cells)
+    gradient = jax.jit(hj.hypr_grad(loss_fn, segment_length=LENGTH))
+    return gradient.lower(*shard(make_mesh(shape, kind), params, xs)).compile()
+
+
+def collectives(program):
+    """Of every collective in the program: kind, shapes it brings about, and the operation it comes from."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    for result, kind, rest in re.findall(rf"= (.*?) ({kinds})(?:-start)?\((.*)", program.as_text()):
+        shapes = [tuple(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+        yield kind, shapes, (re.findall(r'op_name="([^"]*)"', rest) or [""])[0]
+
+
+@explicit_and_auto
+def test_memory_per_device_falls_with_the_number_of_devices(optimised, kind):
+    one, by_batch, by_neurons = (
+        compiled(shape, kind).memory_analysis().temp_size_in_bytes for shape in [(1, 1), (8, 1), (1, 8)]
+    )
+    assert by_batch < 0.25 * one, (by_batch, one)
+    assert by_neurons < 0.35 * one, (by_neurons, one)
+
+
+@explicit_and_auto
+def test_with_neurons_split_only_spikes_and_errors_travel(optimised, kind):
+    found = list(collectives(compiled((1, 8), kind)))
+    assert {what for what, _, _ in found} == {"all-gather", "all-reduce"}
+    # One gather of a layer's spikes per step of the S-stage: two recurrent layers, in the loop and the last segment.
+    in_step = [shapes for _, shapes, origin in found if len(re.findall("while|cond", origin)) >= 2]
+    assert in_step == [[(BATCH, N)]] * 4
+    # Per segment, a layer's spikes and the errors for the layer below; the readout's weights, which are not split.
+    travels = {shape for _, shapes, _ in found for shape in shapes}
+    assert travels <= {(BATCH, N), (LENGTH, BATCH, N), (N, 3)}, travels
+
+
+@explicit_and_auto
+def test_with_the_batch_split_only_gradients_travel(optimised, kind):
+    found = list(collectives(compiled((8, 1), kind)))
+    assert {what for what, _, _ in found} == {"all-reduce"}
+    gradients = {(rows, N) for rows in (72, 136)} | {(72, 3), (3,), (N,), ()}
+    assert {shape for _, shapes, _ in found for shape in shapes} <= gradients
+
+
+def test_a_mesh_without_the_named_axes_is_refused():
+    with pytest.raises(ValueError, match=r"axes \('x',\), but neither 'batch' nor 'neurons'"):
+        hj.shardings(jax.make_mesh((8,), ("x",)), {"w": jnp.ones(8)})
