@@ -38,6 +38,8 @@ def hypr_stream(
     has_aux: bool = False,
     scan: str = "auto",
     trace_dtype: Any = None,
+    traces: str = "full",
+    trace_rank: int = 1,
 ) -> Learner:
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
@@ -63,6 +65,10 @@ def hypr_stream(
         `recurrent_credit="segment"` stays sequential) or `"auto"`: sequential on a CPU, unless the layer is small.
       trace_dtype: dtype in which the traces of the weights wait between segments; that of the inputs by default.
         `jnp.bfloat16` halves their memory; docs/streams.md has the error that it makes.
+      traces: `"full"`, or `"factored"` for large layers: traces of the weights of low rank, `B·(m+2n+1)·k·trace_rank`
+        instead of `B·(m+n+1)·n·k` numbers a layer. Exact for neurons that share one leak and have no adaptation, an
+        approximation elsewhere; docs/scaling.md has its quality for each neuron model.
+      trace_rank: rank of factored traces, at least 1.
 
     Returns:
       A `Learner(init, value_and_grad)`.
@@ -83,7 +89,7 @@ def hypr_stream(
       ...     (loss, grads), carry = learner.value_and_grad(params, carry, segment)
       ...     params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     """
-    options = _options(recurrent_credit, scan, trace_dtype)
+    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
 
     def init(params: PyTree, xs: PyTree, *args: Any) -> Carry:
         _check.time_steps("xs", xs)
@@ -107,6 +113,8 @@ def hypr_value_and_grad(
     reduction: str = "mean",
     scan: str = "auto",
     trace_dtype: Any = None,
+    traces: str = "full",
+    trace_rank: int = 1,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """`jax.value_and_grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -136,6 +144,8 @@ def hypr_value_and_grad(
       reduction: `"mean"` or `"sum"` over segments.
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
+      traces: `"full"` or `"factored"`, see `hypr_stream`.
+      trace_rank: see `hypr_stream`.
 
     Returns:
       `f(params, xs, *args) -> (loss, grads)`, or `((loss, aux), grads)`. `xs` is a pytree whose
@@ -165,7 +175,7 @@ def hypr_value_and_grad(
     """
     _check.segment_length(segment_length)
     _check.choice("reduction", reduction, ("mean", "sum"))
-    options = _options(recurrent_credit, scan, trace_dtype)
+    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
 
     def value_and_grad(params: PyTree, xs: PyTree, *args: Any) -> tuple[Any, PyTree]:
         _check.floating("params", params)
@@ -224,6 +234,8 @@ def hypr_grad(
     reduction: str = "mean",
     scan: str = "auto",
     trace_dtype: Any = None,
+    traces: str = "full",
+    trace_rank: int = 1,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -249,6 +261,8 @@ def hypr_grad(
         reduction=reduction,
         scan=scan,
         trace_dtype=trace_dtype,
+        traces=traces,
+        trace_rank=trace_rank,
     )
 
     def grad(params: PyTree, xs: PyTree, *args: Any) -> PyTree:
@@ -291,10 +305,14 @@ def _default_segment_length(steps: int) -> int:
     return math.ceil(steps / max(1, round(steps / 250)))
 
 
-def _options(recurrent_credit: str, scan: str, trace_dtype: Any) -> Options:
+def _options(recurrent_credit: str, scan: str, trace_dtype: Any, traces: str, trace_rank: int) -> Options:
     _check.choice("recurrent_credit", recurrent_credit, ("none", "segment"))
     _check.choice("scan", scan, ("auto", "associative", "sequential"))
-    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype))
+    _check.choice("traces", traces, ("full", "factored"))
+    if not isinstance(trace_rank, int) or trace_rank < 1:
+        raise ValueError(f"trace_rank must be a positive int, got {trace_rank!r}")
+    rank = trace_rank if traces == "factored" else None
+    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype), rank)
 
 
 def _slice(xs: PyTree, start: Any, length: int) -> PyTree:

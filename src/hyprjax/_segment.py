@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hyprjax import _recursion, _sharding
+from hyprjax import _factored, _recursion, _sharding
 from hyprjax._cell import Cell, Params, State
+from hyprjax._factored import Factors
 from hyprjax._recursion import dot
 
 
@@ -44,11 +45,11 @@ class Traces(NamedTuple):
 
     Attributes:
       synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias, then
-        zeros to a multiple of 8; kept in `Options.trace_dtype`.
+        zeros to a multiple of 8; kept in `Options.trace_dtype`. With `Options.trace_rank`, `k` `Factors`.
       neuron: `∂s/∂φ` as `k` lists of `p` arrays `[*batch, n]`.
     """
 
-    synapses: list[Float[Array, "*batch P n"]]
+    synapses: list[Float[Array, "*batch P n"]] | list[Factors]
     neuron: list[list[Float[Array, "*batch n"]]]
 
 
@@ -59,6 +60,7 @@ class Options(NamedTuple):
       scan: `"auto"`, `"sequential"` or `"associative"`.
       recurrent_credit: `"none"` or `"segment"`.
       trace_dtype: of the traces of the weights between segments; None for that of the inputs.
+      trace_rank: of the traces of the weights, see `_factored`; None for full ones.
       first: whether no segment came before, so that the traces are at rest and need no pass over them.
       last: whether no segment follows, so that nobody reads the traces it would leave.
     """
@@ -66,6 +68,7 @@ class Options(NamedTuple):
     scan: str = "auto"
     recurrent_credit: str = "none"
     trace_dtype: Any = None
+    trace_rank: int | None = None
     first: bool = False
     last: bool = False
 
@@ -100,8 +103,10 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options
     if options is None:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
-    shape, trace_dtype = (*batch_shape, rows + _filling(rows), n), options.trace_dtype or dtype
-    synapses = [place(jnp.zeros(shape, trace_dtype)) for _ in jax.tree.leaves(state)]
+    rows, rank = rows + _filling(rows), options.trace_rank
+    zeros = lambda *shape: jnp.zeros((*batch_shape, *shape), options.trace_dtype or dtype)  # noqa: E731
+    factors = lambda: Factors(place(zeros(rank, rows), None), place(zeros(rank, n)))  # noqa: E731
+    synapses: list[Any] = [factors() if rank else place(zeros(rows, n)) for _ in jax.tree.leaves(state)]
     # No input has arrived, but the rest state itself may owe something to φ.
     phi, tree = jax.tree.flatten(params["neuron"])
     one_of_phi = lambda i: tree.unflatten([jnp.full_like(p, i == j) for j, p in enumerate(phi)])  # noqa: E731
@@ -110,11 +115,15 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options
     return Carry(state, output, Traces(synapses, of_phi))
 
 
-def _placement(params: Params, inputs: Array) -> Callable[[Array], Array]:
+def _placement(params: Params, inputs: Array) -> Callable[..., Array]:
     """How to place an array `[*batch, ..., n]`: the batch as that of the inputs, the neurons as those of `w_in`."""
     (*_, neurons), (_, *batch, _) = _sharding.spec(params["w_in"]), _sharding.spec(inputs)
     like = max(inputs, params["w_in"], key=_sharding.on_mesh)
-    return lambda x: _sharding.place(x, like, *batch, *[None] * (x.ndim - len(batch) - 1), neurons)
+
+    def place(x: Array, last: Any = neurons) -> Array:
+        return _sharding.place(x, like, *batch, *[None] * (x.ndim - len(batch) - 1), last)
+
+    return place
 
 
 def _filling(rows: int) -> int:
@@ -225,6 +234,8 @@ def _split(dW, params):
 
 def _contract(q, synapses):
     """`Σ_batch q_0·ε_0`, `[P, n]`, in one pass over the traces."""
+    if isinstance(synapses[0], Factors):
+        return _factored.contract(q, synapses)
     batch_shape, (rows, n) = q[0].shape[:-1], synapses[0].shape[-2:]
     if jax.default_backend() != "cpu" or _sharding.on_mesh(synapses[0]):
         return dot([q_c[..., None, :] for q_c in q], synapses).sum(tuple(range(len(batch_shape))))
@@ -255,6 +266,9 @@ def _next_traces(p, propagation, traces, first):
 
     The rows of `R B` stand side by side, for one GEMM per batch element; not on a mesh, where neurons may be sharded.
     """
+    neuron = [_through(row.state, traces.neuron, row.neuron) for row in propagation]
+    if isinstance(traces.synapses[0], Factors):
+        return Traces(_next_factors(p, propagation, traces.synapses), neuron)
     outer = lambda RB: jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(RB, 0, -2))  # noqa: E731
     currents = [row.current for row in propagation]
     if _sharding.on_mesh(p):
@@ -266,7 +280,19 @@ def _next_traces(p, propagation, traces, first):
         if not first:
             trace += dot([R[..., None, :] for R in row.state], traces.synapses)
         synapses.append(trace.astype(traces.synapses[0].dtype))
-    return Traces(synapses, [_through(row.state, traces.neuron, row.neuron) for row in propagation])
+    return Traces(synapses, neuron)
+
+
+def _next_factors(p, propagation, factors):
+    """The same with traces of low rank: the incoming ones are more rows beside those of the segment."""
+    rank, dtype = factors[0].pre.shape[-2], factors[0].pre.dtype
+    A = jnp.concatenate([jnp.moveaxis(p, 0, -2), *[f.pre.astype(p.dtype) for f in factors]], axis=-2)
+    kept = []
+    for row in propagation:
+        through = [R[..., None, :] * f.post for R, f in zip(row.state, factors, strict=True)]
+        C = jnp.concatenate([jnp.moveaxis(row.current, 0, -2), *through], axis=-2)
+        kept.append(jax.tree.map(lambda x: x.astype(dtype), _factored.compress(A, C, rank)))
+    return kept
 
 
 def _p_stage(cell, options, residuals, cotangents):

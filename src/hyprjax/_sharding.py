@@ -64,8 +64,13 @@ def shardings(
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     def of_layer(layer: Any) -> Any:
-        names = {-1: neurons} | ({0: batch} if layer.output.ndim > 1 else {})
-        return jax.tree.map(lambda leaf: split(leaf.shape, names), layer)
+        of_batch = {0: batch} if layer.output.ndim > 1 else {}
+        placed = jax.tree.map(lambda leaf: split(leaf.shape, {-1: neurons} | of_batch), layer)
+        if layer.traces is None or not hasattr(layer.traces.synapses[0], "pre"):
+            return placed
+        factors = zip(layer.traces.synapses, placed.traces.synapses, strict=True)
+        synapses = [there._replace(pre=split(leaf.pre.shape, of_batch)) for leaf, there in factors]
+        return placed._replace(traces=placed.traces._replace(synapses=synapses))
 
     of_params = jax.tree.map(lambda leaf: split(leaf.shape, {-1: neurons}), params)
     return of_params, tuple(of_layer(layer) for layer in carry)
