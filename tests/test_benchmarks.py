@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import benchmarks.__main__ as program
+import benchmarks.scaling as scaling
 from benchmarks.rules import Case, check_eprop
 
 
@@ -31,3 +32,15 @@ def test_a_small_benchmark_runs(tmp_path, capsys):
     assert all(row["ms"] > 0 and row["memory_mb"] > 0 and row["compile_s"] > 0 for row in result["rows"])
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
     assert "steps/s" in capsys.readouterr().out
+
+
+def test_scaling_reads_traffic_flops_and_memory_out_of_the_program(monkeypatch):
+    monkeypatch.setattr(scaling, "STEPS", 40)
+    monkeypatch.setattr(scaling, "LENGTH", 10)
+    one, by_batch, by_neurons = (scaling.measure(shape, 8, 16) for shape in [(1, 1), (8, 1), (1, 8)])
+    assert (one["bytes_per_step"], one["kb_per_segment"]) == (0, 0)
+    assert by_batch["bytes_per_step"] == 0
+    assert by_neurons["bytes_per_step"] == 4 * 8 * 16  # the spikes of all neurons
+    assert by_batch["flops_per_device"] < 0.2 * one["flops_per_device"]
+    assert by_neurons["flops_per_device"] < 0.4 * one["flops_per_device"]
+    assert by_batch["memory_mb_per_device"] < 0.3 * one["memory_mb_per_device"]

@@ -145,3 +145,11 @@ def test_dropout_is_of_training_only(problem):
     plain = network.logits(params, training.make_batch(network, data, np.arange(4)))
     dropped = network.logits(params, training.make_batch(network, data, np.arange(4), jax.random.key(1)))
     assert not np.allclose(plain, dropped)
+
+
+def test_large_network_in_small(tmp_path):
+    import large
+
+    rows = large.main(["--neurons", "40", "--updates", "2", "--out", str(tmp_path / "large.csv")])
+    assert [row[:2] for row in rows] == [[40, 2]]
+    assert (tmp_path / "large.csv").read_text().startswith("neurons,update,loss,test_accuracy\n40,2,")
