@@ -56,6 +56,7 @@ def test_a_module_is_unroll_with_its_parameters():
     xs = make_data(9, (2,), 3, 4, resets=True)
     expected = hj.unroll(CELLS["brf"], params, xs["inputs"], resets=xs["resets"])
     assert jnp.array_equal(module(xs["inputs"], resets=xs["resets"]), expected)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, module.params, params))
     assert not hasattr(module, "bias")
 
 

@@ -65,12 +65,12 @@ def shardings(
 
     def of_layer(layer: Any) -> Any:
         of_batch = {0: batch} if layer.output.ndim > 1 else {}
-        placed = jax.tree.map(lambda leaf: split(leaf.shape, {-1: neurons} | of_batch), layer)
-        if layer.traces is None or not hasattr(layer.traces.synapses[0], "pre"):
-            return placed
-        factors = zip(layer.traces.synapses, placed.traces.synapses, strict=True)
-        synapses = [there._replace(pre=split(leaf.pre.shape, of_batch)) for leaf, there in factors]
-        return placed._replace(traces=placed.traces._replace(synapses=synapses))
+
+        def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+            presynaptic = {".synapses", ".pre"} <= set(map(str, path))  # of factored traces: whole on every device
+            return split(leaf.shape, of_batch if presynaptic else {-1: neurons} | of_batch)
+
+        return jax.tree.map_with_path(of_leaf, layer)
 
     of_params = jax.tree.map(lambda leaf: split(leaf.shape, {-1: neurons}), params)
     return of_params, tuple(of_layer(layer) for layer in carry)

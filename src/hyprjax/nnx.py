@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from hyprjax._cell import Cell, init_layer
+from hyprjax._cell import Cell, Params, init_layer
 from hyprjax._stream import unroll
 from hyprjax.cells import leaky_integrator
 
@@ -82,11 +82,14 @@ class Recurrent(nnx.Module):
         self, inputs: Float[Array, "t *batch n_in"], *, resets: Bool[Array, "t *batch"] | None = None
     ) -> Float[Array, "t *batch n_out"]:
         """Runs the layer over a sequence; arguments, result and errors are those of `unroll`."""
-        names = ("w_in", "w_rec", "bias", "neuron")
-        variables = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return unroll(self.cell, self.params, inputs, resets=resets)
+
+    @property
+    def params(self) -> Params:
+        """The parameters as `unroll` and `hyprjax.nir.to_nir` take them: a dict of arrays."""
+        variables = {name: getattr(self, name) for name in ("w_in", "w_rec", "bias", "neuron") if hasattr(self, name)}
         is_param = lambda node: isinstance(node, nnx.Param)  # noqa: E731
-        params = jax.tree.map(lambda param: param.get_value(), variables, is_leaf=is_param)
-        return unroll(self.cell, params, inputs, resets=resets)
+        return jax.tree.map(lambda param: param.get_value(), variables, is_leaf=is_param)
 
 
 class Readout(Recurrent):
