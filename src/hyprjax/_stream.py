@@ -146,16 +146,16 @@ def _take(carries: tuple[Carry, ...], index: int, rest: Carry) -> Carry:
             f"the carry of unroll call number {index + 1} holds no eligibility traces, it was made by stream; "
             "make it with the init of hypr_stream"
         )
-    if jax.tree.map(jnp.shape, carry.traces) != jax.tree.map(jnp.shape, rest.traces) and rest.traces is not None:
-        raise ValueError(
-            f"the carry of unroll call number {index + 1} holds eligibility traces of another layer or kind (traces, "
-            "trace_rank); make it with the init of the same hypr_stream"
-        )
     have, want = (carry.state, carry.output), (rest.state, rest.output)
     if _check.describe(have) != _check.describe(want):
         raise ValueError(
             f"unroll call number {index + 1} does not fit its carry: the carry holds {_check.describe(have)}, the call "
             f"needs {_check.describe(want)}; cell, batch shape and dtype must be the same in every segment"
+        )
+    if rest.traces is not None and jax.tree.map(jnp.shape, carry.traces) != jax.tree.map(jnp.shape, rest.traces):
+        raise ValueError(
+            f"the carry of unroll call number {index + 1} holds eligibility traces of another layer or kind (traces, "
+            "trace_rank); make it with the init of the same hypr_stream"
         )
     return carry
 
