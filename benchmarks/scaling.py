@@ -71,7 +71,7 @@ def traffic(program):
         size = sum(
             4 * int(np.prod([int(d) for d in dims.split(",") if d])) for dims in re.findall(r"\w+\[([\d,]*)\]", result)
         )
-        if origin.count("while") >= 2:
+        if origin.count("while/body") >= 2:
             step += size
         else:
             segment += size

@@ -74,7 +74,9 @@ def test_bptt_two_batch_axes_and_other_names_for_the_mesh(kind):
     of_params, _ = hj.shardings(mesh, params, batch="data", neurons="model")
     sharded = jax.device_put(params, of_params), jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "data")))
     for gradient in (jax.jit(jax.grad(loss_fn)), jax.jit(hj.hypr_grad(loss_fn, segment_length=5))):
-        assert_close(jax.device_get(gradient(*sharded)), jax.device_get(gradient(params, xs)))
+        with jax.set_mesh(mesh):  # without it, jax.grad itself may refuse an explicit mesh
+            there = gradient(*sharded)
+        assert_close(jax.device_get(there), jax.device_get(gradient(params, xs)))
 
 
 @explicit_and_auto
@@ -118,11 +120,11 @@ def compiled(shape, kind):
 
 
 def collectives(program):
-    """Of every collective in the program: kind, shapes it brings about, and the operation it comes from."""
+    """Of every collective in the program: kind, and the shapes it brings about."""
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    for result, kind, rest in re.findall(rf"= (.*?) ({kinds})(?:-start)?\((.*)", program.as_text()):
+    for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program.as_text()):
         shapes = [tuple(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
-        yield kind, shapes, (re.findall(r'op_name="([^"]*)"', rest) or [""])[0]
+        yield kind, shapes
 
 
 @explicit_and_auto
@@ -137,21 +139,21 @@ def test_memory_per_device_falls_with_the_number_of_devices(optimised, kind):
 @explicit_and_auto
 def test_with_neurons_split_only_spikes_and_errors_travel(optimised, kind):
     found = list(collectives(compiled((1, 8), kind)))
-    assert {what for what, _, _ in found} == {"all-gather", "all-reduce"}
+    assert {what for what, _ in found} == {"all-gather", "all-reduce"}
     # One gather of a layer's spikes per step of the S-stage: two recurrent layers, in the loop and the last segment.
-    in_step = [shapes for _, shapes, origin in found if len(re.findall("while|cond", origin)) >= 2]
-    assert in_step == [[(BATCH, N)]] * 4
+    in_step = [what for what, shapes in found if shapes == [(BATCH, N)]]
+    assert in_step == ["all-gather"] * 4
     # Per segment, a layer's spikes and the errors for the layer below; the readout's weights, which are not split.
-    travels = {shape for _, shapes, _ in found for shape in shapes}
+    travels = {shape for _, shapes in found for shape in shapes}
     assert travels <= {(BATCH, N), (LENGTH, BATCH, N), (N, 3)}, travels
 
 
 @explicit_and_auto
 def test_with_the_batch_split_only_gradients_travel(optimised, kind):
     found = list(collectives(compiled((8, 1), kind)))
-    assert {what for what, _, _ in found} == {"all-reduce"}
+    assert {what for what, _ in found} == {"all-reduce"}
     gradients = {(rows, N) for rows in (72, 136)} | {(72, 3), (3,), (N,), ()}
-    assert {shape for _, shapes, _ in found for shape in shapes} <= gradients
+    assert {shape for _, shapes in found for shape in shapes} <= gradients
 
 
 def test_a_mesh_without_the_named_axes_is_refused():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _segment
+from hyprjax import _check, _segment, _sharding
 from hyprjax._segment import Options
 from hyprjax._stream import frame, rest_carry
 
@@ -210,8 +210,8 @@ def hypr_value_and_grad(
                 return loss, aux, grads
 
             def never(carry):
-                value = jax.tree.map(lambda many: jnp.zeros_like(many[0]), (losses, auxs))
-                return *value, jax.tree.map(jnp.zeros_like, params)
+                value = jax.tree.map(lambda many: _sharding.zeros_like(many[0]), (losses, auxs))
+                return *value, jax.tree.map(_sharding.zeros_like, params)
 
             # A branch always taken: without it XLA prepares the last segment's buffers before the loop over the others
             # has released its own, a third more memory.
@@ -321,7 +321,7 @@ def _slice(xs: PyTree, start: Any, length: int) -> PyTree:
 
 def _zeros(params: PyTree) -> PyTree:
     """Accumulators of the gradient, of float32 at least."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params)
+    return jax.tree.map(lambda p: _sharding.zeros_like(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params)
 
 
 def _add(total: PyTree, grads: PyTree, weight: float) -> PyTree:

@@ -95,18 +95,18 @@ def pull_back(
 def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Array | None) -> list[Row]:
     """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
     state, current, _, _ = segment
-    tree, zeros = jax.tree.structure(state), jnp.zeros_like(current[:, 0])
+    tree, zeros = jax.tree.structure(state), _sharding.zeros_like(current[:, 0])
     k = tree.num_leaves
     starts = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
     rows = [jax.tree.unflatten(tree, row) for row in starts]
-    of_neuron = [jax.tree.map(lambda p: jnp.zeros_like(zeros, p.dtype), neuron) for _ in rows]
+    of_neuron = [jax.tree.map(lambda p: _sharding.zeros_like(zeros, p.dtype), neuron) for _ in rows]
 
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
         pull = jax.lax.optimization_barrier(pull)  # otherwise every row evaluates the surrogate derivative for itself
         signal, *propagation = rows
-        pulled = [pull((signal, zeta)), *[pull((row, jnp.zeros_like(zeta))) for row in propagation]]
+        pulled = [pull((signal, zeta)), *[pull((row, _sharding.zeros_like(zeta))) for row in propagation]]
         return tuple(list(parts) for parts in zip(*pulled, strict=True))
 
     for _ in range(zeros.ndim - 1):
@@ -122,7 +122,7 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
         if w_rec is not None:
             like = _sharding.over(zeta, *_sharding.spec(zeta))
             feedback = jnp.matmul(deltas[0], w_rec.T, out_sharding=like)
-            feedback = feedback if reset is None else jnp.where(reset[..., None], jnp.zeros_like(zeta), feedback)
+            feedback = feedback if reset is None else jnp.where(reset[..., None], _sharding.zeros_like(zeta), feedback)
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(current.shape[1])
@@ -135,7 +135,7 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
 
 def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
     """The rows of the whole segment from those of its chunks."""
-    zeros, k = jnp.zeros_like(signal.state[0][0]), len(units)
+    zeros, k = _sharding.zeros_like(signal.state[0][0]), len(units)
     through = lambda row, parts: [dot(row, part) for part in zip(*parts, strict=True)]  # noqa: E731
 
     def enter_chunk_before(ends, chunk):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -98,6 +99,11 @@ def place(x: Array, like: Array, *axes: Any) -> Array:
     if sharding is None:
         return _constrain(x, like, *[PartitionSpec.UNCONSTRAINED] * x.ndim)
     return x if jax.typeof(x).sharding == sharding else jax.sharding.reshard(x, sharding)
+
+
+def zeros_like(x: Array, dtype: Any = None) -> Array:
+    """`jnp.zeros_like`, where `x` is."""
+    return place(jnp.zeros_like(x, dtype), x, *spec(x))
 
 
 def gather(x: Array) -> Array:
