@@ -64,18 +64,22 @@ def traffic(program):
     Of a segment in the loop over segments; the program has the last segment once more, in a branch.
     """
     step = segment = 0
-    for result, _, rest in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\((.*)", program):
-        origin = (re.findall(r'op_name="([^"]*)"', rest) or [""])[0]
+    for _, shapes, origin in collectives(program):
         if "cond" in origin:
             continue
-        size = sum(
-            4 * int(np.prod([int(d) for d in dims.split(",") if d])) for dims in re.findall(r"\w+\[([\d,]*)\]", result)
-        )
+        size = sum(4 * int(np.prod(shape)) for shape in shapes)
         if origin.count("while/body") >= 2:
             step += size
         else:
             segment += size
     return step, segment
+
+
+def collectives(program):
+    """Of every collective in the text of a program: kind, the shapes it brings about, and the operation it is for."""
+    for result, kind, rest in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\((.*)", program):
+        shapes = [tuple(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+        yield kind, shapes, (re.findall(r'op_name="([^"]*)"', rest) or [""])[0]
 
 
 def main(arguments=None):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import assert_close, make_data, make_loss, make_stack
 
 import hyprjax as hj
+from benchmarks.scaling import collectives
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 explicit_and_auto = pytest.mark.parametrize("kind", KINDS)
@@ -119,14 +119,6 @@ def compiled(shape, kind):
     return gradient.lower(*shard(make_mesh(shape, kind), params, xs)).compile()
 
 
-def collectives(program):
-    """Of every collective in the program: kind, and the shapes it brings about."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program.as_text()):
-        shapes = [tuple(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
-        yield kind, shapes
-
-
 @explicit_and_auto
 def test_memory_per_device_falls_with_the_number_of_devices(optimised, kind):
     one, by_batch, by_neurons = (
@@ -138,7 +130,7 @@ def test_memory_per_device_falls_with_the_number_of_devices(optimised, kind):
 
 @explicit_and_auto
 def test_with_neurons_split_only_spikes_and_errors_travel(optimised, kind):
-    found = list(collectives(compiled((1, 8), kind)))
+    found = [(what, shapes) for what, shapes, _ in collectives(compiled((1, 8), kind).as_text())]
     assert {what for what, _ in found} == {"all-gather", "all-reduce"}
     # One gather of a layer's spikes per step of the S-stage: two recurrent layers, in the loop and the last segment.
     in_step = [what for what, shapes in found if shapes == [(BATCH, N)]]
@@ -150,7 +142,7 @@ def test_with_neurons_split_only_spikes_and_errors_travel(optimised, kind):
 
 @explicit_and_auto
 def test_with_the_batch_split_only_gradients_travel(optimised, kind):
-    found = list(collectives(compiled((8, 1), kind)))
+    found = [(what, shapes) for what, shapes, _ in collectives(compiled((8, 1), kind).as_text())]
     assert {what for what, _ in found} == {"all-reduce"}
     gradients = {(rows, N) for rows in (72, 136)} | {(72, 3), (3,), (N,), ()}
     assert {shape for _, shapes in found for shape in shapes} <= gradients

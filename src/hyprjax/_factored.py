@@ -13,7 +13,7 @@ low-pass filtered presynaptic activity.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,9 +36,7 @@ class Factors(NamedTuple):
 def compress(A: Float[Array, "*batch s P"], C: Float[Array, "*batch s n"], rank: int) -> Factors:
     """`Aᵀ C` to this rank, by one and a half rounds of subspace iteration."""
     of_groups = jnp.arange(A.shape[-2]) % rank == jnp.arange(rank)[:, None]
-    rows = _product(
-        "...rs,...sp->...rp", jnp.broadcast_to(of_groups, (*A.shape[:-2], *of_groups.shape)).astype(A.dtype), A
-    )
+    rows = _product("rs,...sp->...rp", of_groups.astype(A.dtype), A)
     post = _times(rows, A, C)
     wide = _times(post, C, A).astype(jnp.promote_types(A.dtype, jnp.float32))
     pre = jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(wide, -1, -2)).Q, -1, -2).astype(A.dtype)
@@ -56,9 +54,10 @@ def contract(q: list[Float[Array, "*batch n"]], factors: list[Factors]) -> Float
 
 def _times(rows: Array, left: Array, right: Array) -> Array:
     """`rows leftᵀ right`, `[*batch, r, ·]`."""
-    return _product("...rs,...sn->...rn", _product("...rp,...sp->...rs", rows, left), right)
+    inner = _product("...rp,...sp->...rs", rows, left)
+    return _product("...rs,...sn->...rn", inner, right, _sharding.spec(right)[-1])
 
 
-def _product(subscripts: str, a: Array, b: Array) -> Array:
-    last = _sharding.spec(b)[-1] if subscripts.endswith(("n", "rp")) else None
+def _product(subscripts: str, a: Array, b: Array, last: Any = None) -> Array:
+    """A product whose batch is sharded as that of `b` and whose last axis over `last`."""
     return jnp.einsum(subscripts, a, b, out_sharding=_sharding.over(b, *_sharding.spec(b)[:-2], None, last))

@@ -122,7 +122,7 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
         if w_rec is not None:
             like = _sharding.over(zeta, *_sharding.spec(zeta))
             feedback = jnp.matmul(deltas[0], w_rec.T, out_sharding=like)
-            feedback = feedback if reset is None else jnp.where(reset[..., None], _sharding.zeros_like(zeta), feedback)
+            feedback = feedback if reset is None else _sharding.where(reset, 0, feedback)
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(current.shape[1])

@@ -135,15 +135,8 @@ def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset
     """`cell.step`, from rest instead of from `state` where `reset` is True."""
     if reset is not None:
         rest = cell.rest(neuron, reset.shape, current.dtype)
-        state = jax.tree.map(partial(_where, reset), rest, state)
+        state = jax.tree.map(partial(_sharding.where, reset), rest, state)
     return cell.step(neuron, state, current)
-
-
-def _where(reset: Array, value: Any, x: Array) -> Array:
-    """`value` where `reset` `[*batch]` is True, `x` `[*batch, ...]` elsewhere."""
-    like_x = lambda a: _sharding.place(jnp.broadcast_to(a, x.shape), x, *_sharding.spec(x))  # noqa: E731
-    reset = jnp.expand_dims(reset, range(reset.ndim, x.ndim))
-    return jnp.where(like_x(reset), like_x(jnp.asarray(value, x.dtype)), x)
 
 
 def run(
@@ -169,7 +162,7 @@ def run(
         state, output = carry
         current, reset = at_t
         if "w_rec" in params:
-            last = output if reset is None else _where(reset, 0, output)
+            last = output if reset is None else _sharding.where(reset, 0, output)
             current = current + _sharding.gather(last) @ params["w_rec"]
         next_state, output = step_with_reset(cell, params["neuron"], state, current, reset)
         return (next_state, output), (output, Past(state, current) if keep_past else None)
@@ -216,7 +209,7 @@ def _presynaptic(params, inputs, output, outputs, reset):
     parts = [_sharding.gather(inputs)]
     if "w_rec" in params:
         last = jnp.concatenate([output[None], outputs[:-1]])
-        parts.append(_sharding.gather(last if reset is None else _where(reset, 0, last)))
+        parts.append(_sharding.gather(last if reset is None else _sharding.where(reset, 0, last)))
     if "bias" in params:
         parts.append(_sharding.zeros_like(parts[0][..., :1]) + 1)
     filling = _filling(sum(part.shape[-1] for part in parts))
@@ -258,7 +251,7 @@ def _forget(traces, cleared):
     """The traces, zero where a reset has made `q_0` or `R_0` zero: a trace that became inf or NaN ends there too."""
     if cleared is None:
         return traces
-    return jax.tree.map(lambda trace: _where(cleared, 0, trace), traces)
+    return jax.tree.map(lambda trace: _sharding.where(cleared, 0, trace), traces)
 
 
 def _next_traces(p, propagation, traces, first):

@@ -106,6 +106,13 @@ def zeros_like(x: Array, dtype: Any = None) -> Array:
     return place(jnp.zeros_like(x, dtype), x, *spec(x))
 
 
+def where(mask: Array, value: Any, x: Array) -> Array:
+    """`value` where `mask` `[*batch]` is True, `x` `[*batch, ...]` elsewhere; both placed as `x` is."""
+    like_x = lambda a: place(jnp.broadcast_to(a, x.shape), x, *spec(x))  # noqa: E731
+    mask = jnp.expand_dims(mask, range(mask.ndim, x.ndim))
+    return jnp.where(like_x(mask), like_x(jnp.asarray(value, x.dtype)), x)
+
+
 def gather(x: Array) -> Array:
     """`x` with its last axis, that of neurons, whole on every device."""
     if over(x) is None:  # left to itself, the compiler moves more than that
