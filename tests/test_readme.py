@@ -32,9 +32,25 @@ def test_readme_names_the_whole_public_surface():
     import hyprjax as hj
 
     readme = (ROOT / "README.md").read_text()
-    public = {name for name in vars(hj) if not name.startswith("_") and callable(getattr(hj, name))}
+    public = public_names(hj)
     assert public
     assert [name for name in sorted(public) if name not in readme] == []
+
+
+def test_api_reference_has_the_whole_public_surface():
+    import hyprjax as hj
+    import hyprjax.data
+
+    listed = set(re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+    cells = {f"hyprjax.{name}" for name in vars(hj.cells) if name in vars(hj)}  # all on the page of `hyprjax.cells`
+    public = {f"hyprjax.{name}" for name in public_names(hj)} | {
+        f"hyprjax.data.{name}" for name in public_names(hj.data)
+    }
+    assert sorted(public - cells - listed) == []
+
+
+def public_names(module):
+    return {name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))}
 
 
 @pytest.mark.filterwarnings("default")  # of matplotlib and scikit-learn

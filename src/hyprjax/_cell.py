@@ -128,7 +128,8 @@ def init_layer(
       dtype: floating dtype of every leaf.
 
     Returns:
-      `{"w_in": [n_in, n_out], "w_rec": [n_out, n_out]?, "bias": [n_out]?, "neuron": {...}}`.
+      A dict of `w_in` `[n_in, n_out]`, `w_rec` `[n_out, n_out]` if recurrent, `bias` `[n_out]` if there is one, and
+      `neuron`, what `cell.init` returns.
 
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int.

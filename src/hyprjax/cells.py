@@ -69,8 +69,6 @@ def lif(
 ) -> Cell:
     """Leaky integrate-and-fire neuron (Bellec et al. 2020).
 
-    ::
-
         v[t] = α v[t-1] + I[t] - ϑ sg(z[t-1])        α = exp(-1/|τ|)
         z[t] = Θ((v[t] - ϑ) / ϑ)
 
@@ -131,8 +129,6 @@ def cuba_lif(
 ) -> Cell:
     """Leaky integrate-and-fire neuron with exponential synaptic currents, reset to zero (Cramer et al. 2020).
 
-    ::
-
         i[t] = κ i[t-1] + I[t]                               κ = exp(-1/|τ_syn|)
         v̂[t] = α v[t-1] + (1-α) i[t]                         α = exp(-1/|τ|)
         z[t] = Θ(v̂[t] - ϑ)
@@ -147,7 +143,7 @@ def cuba_lif(
       spike: spike function; default `surrogate.fast_sigmoid()`, as in the paper.
 
     Returns:
-      A `Cell`. Default time constants: the paper's 20 and 10 ms at steps of 1 ms.
+      A `Cell`. The default time constants are the paper's 20 and 10 ms at steps of 1 ms.
 
     Raises:
       ValueError: `threshold` is not positive.
@@ -193,8 +189,6 @@ def alif(
     detach_reset: bool = True,
 ) -> Cell:
     """Leaky integrate-and-fire neuron with an adaptive threshold (Bellec et al. 2018, 2020).
-
-    ::
 
         a[t] = ρ a[t-1] + z[t-1]                     ρ = exp(-1/|τ_a|)
         v[t] = α v[t-1] + I[t] - ϑ sg(z[t-1])        α = exp(-1/|τ|)
@@ -288,8 +282,6 @@ def ef_adlif(
 ) -> Cell:
     """Adaptive LIF neuron discretised by forward Euler (Bittar & Garner 2022; as in Baronig et al. 2024).
 
-    ::
-
         û[t] = α u[t-1] + (1-α) (I[t] - w[t-1])              α = exp(-1/τ_u)
         w[t] = ρ w[t-1] + (1-ρ) q (a u[t-1] + b z[t-1])      ρ = exp(-1/τ_w)
         z[t] = Θ(û[t] - ϑ)
@@ -308,7 +300,7 @@ def ef_adlif(
       spike: spike function; default `surrogate.slayer()`, as in the paper.
 
     Returns:
-      A `Cell`. Default ranges and `q`: those of `se_adlif`.
+      A `Cell`. Default ranges and `q` are those of `se_adlif`.
 
     Raises:
       ValueError: a range is not `(low, high)` with `low <= high`.
@@ -350,8 +342,6 @@ def se_adlif(
 ) -> Cell:
     """Adaptive LIF neuron discretised by symplectic Euler (Baronig et al. 2024); it oscillates.
 
-    ::
-
         û[t] = α u[t-1] + (1-α) (I[t] - w[t-1])              α = exp(-1/τ_u)
         z[t] = Θ(û[t] - ϑ)
         u[t] = û[t] (1 - sg(z[t]))
@@ -370,7 +360,7 @@ def se_adlif(
       spike: spike function; default `surrogate.slayer()`, as in the paper.
 
     Returns:
-      A `Cell`. Default ranges and `q`: the paper's ECG experiment.
+      A `Cell`. Default ranges and `q` are those of the paper's ECG experiment.
 
     Raises:
       ValueError: a range is not `(low, high)` with `low <= high`.
@@ -412,8 +402,6 @@ def rf(
     spike: surrogate.SpikeFn | None = None,
 ) -> Cell:
     """Resonate-and-fire neuron without reset (Izhikevich 2001; the baseline of Higuchi et al. 2024).
-
-    ::
 
         u[t] = u[t-1] + dt (-|b'| u[t-1] - |ω| v[t-1] + I[t])
         v[t] = v[t-1] + dt (|ω| u[t-1] - |b'| v[t-1])
@@ -470,8 +458,6 @@ def brf(
     spike: surrogate.SpikeFn | None = None,
 ) -> Cell:
     """Balanced resonate-and-fire neuron (Higuchi et al. 2024): a damped oscillator that spikes.
-
-    ::
 
         p(ω) = (-1 + sqrt(1 - (dt ω)²)) / dt                 divergence boundary
         b[t] = p(|ω|) - |b'| - q[t-1]                        smooth reset
@@ -531,8 +517,6 @@ def brf(
 def leaky_integrator(tau: Init = 20.0) -> Cell:
     """Leaky integrator, the usual readout: no spikes, the output is the membrane potential.
 
-    ::
-
         v[t] = κ v[t-1] + (1-κ) I[t]                         κ = exp(-1/|τ|)
 
     State `v`; neuron parameter `tau`.
@@ -541,7 +525,7 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
       tau: initial time constant in steps, > 0.
 
     Returns:
-      A `Cell`. Default: the readout of Higuchi et al. 2024, there drawn from N(20, 1).
+      A `Cell`. The default is the readout of Higuchi et al. 2024, there drawn from N(20, 1).
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -565,8 +549,6 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
 
 def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
     """A neuron model whose output is low-pass filtered: an exponential synapse behind every neuron.
-
-    ::
 
         y[t] = κ y[t-1] + (1-κ) z[t]                         κ = exp(-1/|τ|)
 

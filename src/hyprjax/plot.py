@@ -132,7 +132,7 @@ def eligibility(
       **imshow: passed to `Axes.imshow`.
 
     Returns:
-      The Axes. Rows are synapses: inputs from the bottom, then recurrent ones, with a line between.
+      The Axes. Rows are synapses, inputs from the bottom, then recurrent ones, with a line between.
 
     Raises:
       ValueError: `inputs` has not two axes, or a variable that the cell does not have.

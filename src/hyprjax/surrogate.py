@@ -59,7 +59,7 @@ def double_gaussian(sigma: float = 0.5, scale: float = 6.0, height: float = 0.15
       gamma: overall factor.
 
     Returns:
-      A spike function. Defaults: Yin et al. 2021 as used for BRF by Higuchi et al. 2024.
+      A spike function, with the defaults of Yin et al. 2021 as used for BRF by Higuchi et al. 2024.
 
     Examples:
       >>> import jax
@@ -80,7 +80,7 @@ def slayer(alpha: float = 5.0, c: float = 0.4) -> SpikeFn:
       c: area under the derivative.
 
     Returns:
-      A spike function. Shape: SLAYER, Shrestha and Orchard 2018; defaults: Baronig et al. 2024.
+      A spike function, of SLAYER's shape (Shrestha and Orchard 2018) with the defaults of Baronig et al. 2024.
 
     Examples:
       >>> import jax
@@ -98,7 +98,7 @@ def fast_sigmoid(slope: float = 10.0) -> SpikeFn:
       slope: steepness `s`.
 
     Returns:
-      A spike function. Shape: SuperSpike, Zenke and Ganguli 2018; default slope: Zenke and Vogels 2021.
+      A spike function, of SuperSpike's shape (Zenke and Ganguli 2018) with the slope of Zenke and Vogels 2021.
 
     Examples:
       >>> import jax
@@ -117,7 +117,7 @@ def triangular(gamma: float = 0.3, width: float = 1.0) -> SpikeFn:
       width: half width `w` of the base, in the units of `x`.
 
     Returns:
-      A spike function. Defaults: Bellec et al. 2018 and 2020, for `x` in units of the threshold.
+      A spike function, with the defaults of Bellec et al. 2018 and 2020, for `x` in units of the threshold.
 
     Examples:
       >>> import jax
@@ -135,7 +135,7 @@ def arctan(alpha: float = 2.0) -> SpikeFn:
       alpha: steepness, twice the peak value.
 
     Returns:
-      A spike function. Default: Fang et al. 2021.
+      A spike function, with the default of Fang et al. 2021.
 
     Examples:
       >>> import jax
@@ -154,7 +154,7 @@ def gaussian(sigma: float = 0.5, gamma: float = 1.0) -> SpikeFn:
       gamma: area under the derivative.
 
     Returns:
-      A spike function. Shape and default width: Yin et al. 2020.
+      A spike function, with the shape and default width of Yin et al. 2020.
 
     Examples:
       >>> import jax

@@ -63,7 +63,7 @@ def level_crossing(signal: np.ndarray, threshold: float = 0.1) -> np.ndarray:
       threshold: size of a level, > 0.
 
     Returns:
-      `[T, 2 * channels]` uint8: levels crossed upward, then downward, at every step; the signal starts from 0.
+      `[T, 2 * channels]` uint8, levels crossed upward, then downward, at every step; the signal starts from 0.
 
     Raises:
       ValueError: `threshold` is not positive.
@@ -114,7 +114,7 @@ def spoken_digits(
       threshold: of the level crossing.
 
     Returns:
-      Training and test set, 2,700 and 300 recordings (the data set's split: indices below 5 are the test) and a label
+      Training and test set, 2,700 and 300 recordings (the data set's split, indices below 5 are the test) and a label
       per sequence.
 
     Raises:

@@ -37,7 +37,7 @@ def evidence_accumulation(
       noise: spike probability per step of the background noise.
 
     Returns:
-      Binary inputs and a label per sequence, 0 for left and 1 for right; the mask is the recall. Defaults: the
+      Binary inputs and a label per sequence, 0 for left and 1 for right; the mask is the recall. Defaults are the
       paper's, steps of 1 ms, and the middle of its delays.
 
     Raises:
