@@ -150,6 +150,7 @@ def save_figure(path, runs, test_data):
     figure, (curves, image, raster) = plt.subplots(
         1, 3, figsize=(11, 3.4), width_ratios=(3, 1.2, 4), layout="constrained"
     )
+    figure.get_layout_engine().set(wspace=0.05)
     for rule, run in runs.items():
         curves.plot([100 * a for a in run.accuracy], label=rule.upper())
     curves.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 100), title="Learning curves")
