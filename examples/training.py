@@ -131,9 +131,14 @@ def train(
     segment_length=None,
     validation=0.1,
     checkpoint: Path | None = None,
+    options: dict[str, Any] | None = None,
     save_every=10,
 ) -> Result:
-    """Trains one network per seed, all at once, and tests each one's best-validation model."""
+    """Trains one network per seed, all at once, and tests each one's best-validation model.
+
+    Checkpoints are continued only by a run with the same settings; `options` are those that `network`, data and
+    `optimiser` were made with.
+    """
     gradient = value_and_grad(network.loss, rule, segment_length)
     train_data, test_data = jax.device_put((train_data, test_data))
     held_out = int(validation * train_data.size)
@@ -170,7 +175,8 @@ def train(
     history = {name: np.full((epochs, len(seeds)), np.nan, np.float32) for name in REPORTS}
     run = {"state": state, "history": history, "seconds": np.full(epochs, np.nan)}
     settings = {"rule": rule, "seeds": seeds.tolist(), "epochs": epochs, "batch_size": batch_size}
-    saved = Checkpoints(checkpoint, settings | {"segment_length": segment_length}) if checkpoint else None
+    settings |= {"segment_length": segment_length} | (options or {})
+    saved = Checkpoints(checkpoint, settings) if checkpoint else None
     first = 0
     if saved and (found := saved.restore(run)):
         first, run = found
@@ -221,6 +227,7 @@ def parser(doc: str, **defaults) -> argparse.ArgumentParser:
 def run(task: str, cell: str, network, data, optimiser, options, **settings) -> dict[str, Result]:
     """Trains with every rule asked for, prints the table and appends to the CSV file."""
     results = {}
+    of_run = {name: value for name, value in vars(options).items() if name not in ("rules", "checkpoints", "out")}
     for rule in options.rules:
         name = f"{task}-{cell}-{rule}-{options.segment_length}-{'-'.join(map(str, options.seeds))}"
         folder = options.checkpoints / name if options.checkpoints else None
@@ -233,6 +240,7 @@ def run(task: str, cell: str, network, data, optimiser, options, **settings) -> 
             epochs=options.epochs,
             segment_length=options.segment_length,
             checkpoint=folder,
+            options=of_run,
             **settings,
         )
         if options.out:

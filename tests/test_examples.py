@@ -138,6 +138,14 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, mo
         assert np.array_equal(values, resumed.history[name])
 
 
+def test_another_learning_rate_does_not_continue_the_same_run(folder):
+    write_ecg(folder)
+    arguments = ["--epochs", "1", "--rules", "hypr", "--seeds", "0", "--checkpoints", str(folder / "runs")]
+    ecg.main([*arguments, "--learning-rate", "0.1"])
+    with pytest.raises(ValueError, match=r"learning_rate 0\.1 there, 0\.2 here; choose another folder"):
+        ecg.main([*arguments, "--learning-rate", "0.2"])
+
+
 def test_dropout_is_of_training_only(problem):
     network, data, _ = problem
     network = network._replace(dropout=0.5)
