@@ -32,9 +32,9 @@ def group(rows, *names):
     return groups
 
 
-def accuracy(rows):
-    """Test accuracy in percent: mean and standard deviation over seeds."""
-    values = 100 * np.array([float(row["test_accuracy"]) for row in rows])
+def accuracy(rows, of="test_accuracy"):
+    """Accuracy in percent: mean and standard deviation over seeds."""
+    values = 100 * np.array([float(row[of]) for row in rows])
     return values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
 
 
@@ -56,6 +56,26 @@ def table(rows):
         lines.append(
             f"| {task} | {network} | {NAMES[rule]} | {mean:.2f} ± {deviation:.2f} | {gap} | {seeds} "
             f"| {float(first['seconds_per_epoch']):.1f} | {first['memory_mb']} | {first['commit']} |"
+        )
+    return "\n".join(lines)
+
+
+def tuning_table(rows):
+    """Markdown: rule x learning rate x segment length."""
+    lines = [
+        "| rule | learning rate | λ | validation accuracy, % | test accuracy, % | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        _, given, rate = row["command"].partition("--learning-rate ")
+        row["rate"] = rate.split()[0] if given else "0.1"
+    groups = group(sorted(rows, key=lambda row: float(row["rate"])), "rule", "rate", "segment_length")
+    for (rule, rate, length), own in sorted(groups.items()):
+        valid, test = (accuracy(own, of) for of in ("valid_accuracy", "test_accuracy"))
+        length = "-" if rule == "bptt" else length.replace("default", "260, the default")
+        lines.append(
+            f"| {NAMES[rule]} | {rate} | {length} | {valid[0]:.2f} ± {valid[1]:.2f} | {test[0]:.2f} ± {test[1]:.2f} "
+            f"| {', '.join(row['seed'] for row in own)} |"
         )
     return "\n".join(lines)
 
@@ -101,7 +121,9 @@ def gradient_figure(rows, path):
 def main(docs):
     docs = Path(docs)
     rows = [row for name in ("ecg", "spoken_digits") for row in read(docs / "results" / f"{name}.csv")]
-    print(table(rows))
+    print(table(rows), end="\n\n")
+    brf = [row for row in rows if (row["task"], row["neuron"]) == ("ecg", "brf") and row["rule"] != "hypr-segment"]
+    print(tuning_table(brf + read(docs / "results" / "ecg_tuning.csv")))
     segment_length_figure(read(docs / "results" / "segment_length.csv"), docs / "images" / "segment_length.png")
     gradient_figure(read(docs / "results" / "gradients.csv"), docs / "images" / "gradients.png")
 
