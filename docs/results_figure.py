@@ -69,8 +69,7 @@ def tuning_table(rows):
     for row in rows:
         _, given, rate = row["command"].partition("--learning-rate ")
         row["rate"] = rate.split()[0] if given else "0.1"
-    groups = group(sorted(rows, key=lambda row: float(row["rate"])), "rule", "rate", "segment_length")
-    for (rule, rate, length), own in sorted(groups.items()):
+    for (rule, rate, length), own in sorted(group(rows, "rule", "rate", "segment_length").items()):
         valid, test = (accuracy(own, of) for of in ("valid_accuracy", "test_accuracy"))
         length = "-" if rule == "bptt" else length.replace("default", "260, the default")
         lines.append(
