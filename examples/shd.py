@@ -29,8 +29,7 @@ def main(arguments=None):
     cell, gain = CELLS[options.cell]
     sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 20)
     network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.15)
-    updates = options.epochs * ((train.size - int(0.1 * train.size)) // options.batch_size)
-    optimiser = optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))
+    optimiser = lambda updates: optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))  # noqa: E731
     name = f"{options.cell}x{options.layers}"
     return training.run("shd", name, network, (train, test), optimiser, options, batch_size=options.batch_size)
 

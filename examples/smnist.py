@@ -23,8 +23,7 @@ def main(arguments=None):
     cell = hj.brf(omega=(15.0, 50.0), b_offset=(0.1, 1.0))
     sizes = (1, options.neurons, 10)
     network = training.stack(cell, hj.leaky_integrator(tau=20.0), sizes, gain=200.0, bias=False)
-    updates = options.epochs * ((train.size - int(0.1 * train.size)) // options.batch_size)
-    optimiser = optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))
+    optimiser = lambda updates: optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))  # noqa: E731
     task = "permuted mnist" if options.permuted else "sequential mnist"
     return training.run(task, "brf", network, (train, test), optimiser, options, batch_size=options.batch_size)
 

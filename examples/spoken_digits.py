@@ -32,9 +32,11 @@ def main(arguments=None):
     cell, gain, learning_rate = CELLS[options.cell]
     sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 10)
     network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.1)
-    updates = options.epochs * ((train.size - int(0.1 * train.size)) // options.batch_size)
-    schedule = optax.cosine_decay_schedule(options.learning_rate or learning_rate, updates)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def optimiser(updates):
+        schedule = optax.cosine_decay_schedule(options.learning_rate or learning_rate, updates)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
     name = f"{options.cell}x{options.layers}"
     return training.run(
         "spoken digits", name, network, (train, test), optimiser, options, batch_size=options.batch_size

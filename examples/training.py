@@ -7,6 +7,7 @@ interrupted continues where it stopped.
 
 import argparse
 import csv
+import math
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from tqdm import tqdm
 import hyprjax as hj
 from hyprjax.data import Dataset
 
-RULES = ("bptt", "hypr", "hypr-segment")
+RULES = ("bptt", "hypr", "hypr-segment", "hypr-online", "tbptt-online")
+ONLINE_LENGTH = 50  # steps between updates unless something else is asked for
 REPORTS = ("loss", "valid_loss", "valid_accuracy")
 
 
@@ -80,6 +82,68 @@ def value_and_grad(loss_fn, rule, segment_length=None):
     return hj.hypr_value_and_grad(loss_fn, segment_length=segment_length, recurrent_credit=credit)
 
 
+def learner(network: Network, rule: str, optimiser: optax.GradientTransformation, segment_length: int | None = None):
+    """How a rule learns from a batch: `(params, optimiser state, batch) -> (params, optimiser state, loss)`.
+
+    The rules that end in "online" update after every segment, the others once.
+    """
+    step = _online if rule.endswith("online") else _offline
+    return step(network.loss, rule, optimiser, segment_length)
+
+
+def _apply(optimiser, params, state, grads):
+    changes, state = optimiser.update(grads, state, params)
+    return optax.apply_updates(params, changes), state
+
+
+def _offline(loss_fn, rule, optimiser, segment_length):
+    gradient = value_and_grad(loss_fn, rule, segment_length)
+
+    def learn(params, state, batch):
+        loss, grads = gradient(params, batch)
+        return *_apply(optimiser, params, state, grads), loss
+
+    return learn
+
+
+def _online(loss_fn, rule, optimiser, segment_length):
+    """State (and traces) at rest at the start of the batch; the same segments for HYPR and truncated BPTT."""
+    if rule == "hypr-online":
+        init, value_and_grad = hj.hypr_stream(loss_fn)
+    else:
+        init, apply = hj.stream(loss_fn)
+
+        def value_and_grad(params, carry, segment):
+            (loss, carry), grads = jax.value_and_grad(apply, has_aux=True)(params, carry, segment)
+            return (loss, grads), carry
+
+    def learn(params, state, batch):
+        steps = len(batch["inputs"])
+        length = min(segment_length or ONLINE_LENGTH, steps)
+        cut = lambda start, n: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, n), batch)  # noqa: E731
+
+        def update(learning, start, n=length):
+            params, state, carry = learning
+            (loss, grads), carry = value_and_grad(params, carry, cut(start, n))
+            return (*_apply(optimiser, params, state, grads), carry), loss
+
+        learning = (params, state, init(params, cut(0, length)))
+        learning, losses = jax.lax.scan(update, learning, length * jnp.arange(steps // length))
+        loss = losses.sum() * length
+        if rest := steps % length:
+            learning, last = update(learning, steps - rest, rest)
+            loss += last * rest
+        params, state, _ = learning
+        return params, state, loss / steps
+
+    return learn
+
+
+def updates_per_batch(rule: str, steps: int, segment_length: int | None) -> int:
+    """How often a rule updates the parameters while it sees one batch."""
+    return math.ceil(steps / (segment_length or ONLINE_LENGTH)) if rule.endswith("online") else 1
+
+
 def make_batch(network: Network, dataset: Dataset, indices, key=None):
     """A batch as the network takes it; the weights of the steps that count have a mean of one."""
     batch = dataset.batch(indices)
@@ -124,11 +188,12 @@ def train(
     test_data: Dataset,
     *,
     rule: str,
-    optimiser: optax.GradientTransformation,
+    optimiser: Callable[[int], optax.GradientTransformation],
     seeds=(0,),
     epochs=10,
     batch_size=16,
     segment_length=None,
+    average=0.0,
     validation=0.1,
     checkpoint: Path | None = None,
     options: dict[str, Any] | None = None,
@@ -136,38 +201,43 @@ def train(
 ) -> Result:
     """Trains one network per seed, all at once, and tests each one's best-validation model.
 
-    Checkpoints are continued only by a run with the same settings; `options` are those that `network`, data and
-    `optimiser` were made with.
+    `optimiser` makes an optimiser from the number of updates in all. `average` is the decay, per batch, of an average
+    over the parameters; validated and tested is that average. Checkpoints are continued only by a run with the same
+    settings; `options` are those that `network`, data and `optimiser` were made with.
     """
-    gradient = value_and_grad(network.loss, rule, segment_length)
     train_data, test_data = jax.device_put((train_data, test_data))
     held_out = int(validation * train_data.size)
-    updates = (train_data.size - held_out) // batch_size
+    batches = (train_data.size - held_out) // batch_size
+    optimiser = optimiser(epochs * batches * updates_per_batch(rule, train_data.steps, segment_length))
+    learn = learner(network, rule, optimiser, segment_length)
 
     def start(seed):
         key = jax.random.key(seed)
         params = network.init(jax.random.fold_in(key, 0))
         order = jax.random.permutation(jax.random.fold_in(key, 1), train_data.size)
         best = {"params": params, "loss": jnp.inf, "accuracy": 0.0}
-        return {"params": params, "optimiser": optimiser.init(params), "order": order, "best": best}
+        learning = {"params": params, "average": params, "optimiser": optimiser.init(params)}
+        return learning | {"order": order, "best": best}
 
-    def update(state, at_update):
-        params, optimiser_state = state
-        indices, key = at_update
-        loss, grads = gradient(params, make_batch(network, train_data, indices, key))
-        changes, optimiser_state = optimiser.update(grads, optimiser_state, params)
-        return (optax.apply_updates(params, changes), optimiser_state), loss
+    def update(state, at_batch):
+        params, averaged, optimiser_state = state
+        indices, key = at_batch
+        batch = make_batch(network, train_data, indices, key)
+        params, optimiser_state, loss = learn(params, optimiser_state, batch)
+        return (params, optax.incremental_update(params, averaged, 1 - average), optimiser_state), loss
 
     def epoch(seed, number, state):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), number)
-        shuffled = jax.random.permutation(key, state["order"][held_out:])[: updates * batch_size]
-        per_update = shuffled.reshape(updates, batch_size), jax.random.split(key, updates)
-        (params, optimiser_state), losses = jax.lax.scan(update, (state["params"], state["optimiser"]), per_update)
-        valid_loss, valid_accuracy = evaluate(network, params, train_data, state["order"][:held_out])
-        new = {"params": params, "loss": valid_loss, "accuracy": valid_accuracy}
+        shuffled = jax.random.permutation(key, state["order"][held_out:])[: batches * batch_size]
+        per_batch = shuffled.reshape(batches, batch_size), jax.random.split(key, batches)
+        learning = state["params"], state["average"], state["optimiser"]
+        (params, averaged, optimiser_state), losses = jax.lax.scan(update, learning, per_batch)
+        valid_loss, valid_accuracy = evaluate(network, averaged, train_data, state["order"][:held_out])
+        new = {"params": averaged, "loss": valid_loss, "accuracy": valid_accuracy}
         best = jax.tree.map(lambda a, b: jnp.where(valid_loss < state["best"]["loss"], a, b), new, state["best"])
         report = {"loss": losses.mean(), "valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
-        return {**state, "params": params, "optimiser": optimiser_state, "best": best}, report
+        learning = {"params": params, "average": averaged, "optimiser": optimiser_state}
+        return {**state, **learning, "best": best}, report
 
     seeds = jnp.asarray(seeds)
     state = jax.jit(jax.vmap(start))(seeds)
@@ -175,7 +245,7 @@ def train(
     history = {name: np.full((epochs, len(seeds)), np.nan, np.float32) for name in REPORTS}
     run = {"state": state, "history": history, "seconds": np.full(epochs, np.nan)}
     settings = {"rule": rule, "seeds": seeds.tolist(), "epochs": epochs, "batch_size": batch_size}
-    settings |= {"segment_length": segment_length} | (options or {})
+    settings |= {"segment_length": segment_length, "average": average} | (options or {})
     saved = Checkpoints(checkpoint, settings) if checkpoint else None
     first = 0
     if saved and (found := saved.restore(run)):
@@ -195,7 +265,8 @@ def train(
     _, test_accuracy = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)))(best["params"])
     batch = jax.eval_shape(lambda: make_batch(network, train_data, np.arange(batch_size), jax.random.key(0)))
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    memory = jax.jit(gradient).lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
+    optimiser_shapes = jax.eval_shape(optimiser.init, shapes)
+    memory = jax.jit(learn).lower(shapes, optimiser_shapes, batch).compile().memory_analysis().temp_size_in_bytes
     return Result(
         np.asarray(test_accuracy),
         np.asarray(best["accuracy"]),
@@ -214,10 +285,13 @@ def parser(doc: str, **defaults) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    result.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="what to train with")
+    result.add_argument("--rules", nargs="+", choices=RULES, default=["bptt", "hypr"], help="what to train with")
     result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="trained at once")
     result.add_argument("--epochs", type=int, help="passes over the training data")
-    result.add_argument("--segment-length", type=int, default=None, help="steps per segment of HYPR")
+    result.add_argument("--segment-length", type=int, help="steps per segment; of the online rules: per update")
+    result.add_argument(
+        "--average", type=float, default=0.0, help="decay per batch of the average of parameters tested"
+    )
     result.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")
     result.add_argument("--out", type=Path, default=None, help="CSV file to append the results to")
     result.set_defaults(**defaults)
@@ -239,6 +313,7 @@ def run(task: str, cell: str, network, data, optimiser, options, **settings) -> 
             seeds=options.seeds,
             epochs=options.epochs,
             segment_length=options.segment_length,
+            average=options.average,
             checkpoint=folder,
             options=of_run,
             **settings,

@@ -106,7 +106,13 @@ def test_training_learns_and_reports_the_best_model(problem, rule):
     import optax
 
     result = training.train(
-        *problem, rule=rule, optimiser=optax.adam(0.02), seeds=(0, 1), epochs=8, batch_size=8, segment_length=7
+        *problem,
+        rule=rule,
+        optimiser=lambda updates: optax.adam(0.02),
+        seeds=(0, 1),
+        epochs=8,
+        batch_size=8,
+        segment_length=7,
     )
     assert (result.test_accuracy > 0.9).all()
     best = result.history["valid_loss"].argmin(0)
@@ -116,7 +122,8 @@ def test_training_learns_and_reports_the_best_model(problem, rule):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, monkeypatch):
     import optax
 
-    settings = {"rule": "hypr", "optimiser": optax.adam(0.02), "seeds": (0, 1), "batch_size": 8, "segment_length": 7}
+    settings = {"rule": "hypr", "optimiser": lambda updates: optax.adam(0.02), "seeds": (0, 1)}
+    settings |= {"batch_size": 8, "segment_length": 7, "average": 0.5}
     whole = training.train(*problem, epochs=4, **settings)
 
     class Interrupted(training.tqdm):
