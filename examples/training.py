@@ -172,10 +172,15 @@ def evaluate(network: Network, params, dataset: Dataset, indices=None):
 
 
 class Result(NamedTuple):
-    """Of one run, the first axis of the arrays being seeds; those of `history` are `[epochs, seeds]`."""
+    """Of one run, the first axis of the arrays being seeds; those of `history` are `[epochs, seeds]`.
+
+    Test and validation accuracy are those of the best-validation model, `last_accuracy` is the test accuracy of the
+    last one.
+    """
 
     test_accuracy: np.ndarray
     valid_accuracy: np.ndarray
+    last_accuracy: np.ndarray
     history: dict[str, np.ndarray]
     seconds_per_epoch: float
     memory: int
@@ -262,14 +267,15 @@ def train(
         if saved and ((number + 1) % save_every == 0 or number + 1 == epochs):
             saved.save(number + 1, run)
     best = run["state"]["best"]
-    _, test_accuracy = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)))(best["params"])
+    test = jax.jit(jax.vmap(lambda params: evaluate(network, params, test_data)[1]))
     batch = jax.eval_shape(lambda: make_batch(network, train_data, np.arange(batch_size), jax.random.key(0)))
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     optimiser_shapes = jax.eval_shape(optimiser.init, shapes)
     memory = jax.jit(learn).lower(shapes, optimiser_shapes, batch).compile().memory_analysis().temp_size_in_bytes
     return Result(
-        np.asarray(test_accuracy),
+        np.asarray(test(best["params"])),
         np.asarray(best["accuracy"]),
+        np.asarray(test(run["state"]["average"])),
         run["history"],
         float(np.median(run["seconds"])),
         memory,
@@ -336,24 +342,17 @@ def _append(path: Path, task, cell, rule, options, result: Result):
         writer = csv.writer(file, lineterminator="\n")
         if new:
             columns = "task neuron rule segment_length seed epochs test_accuracy valid_accuracy seconds_per_epoch"
-            writer.writerow([*columns.split(), "seeds_at_once", "memory_mb", "commit", "command"])
+            writer.writerow([*columns.split(), "seeds_at_once", "memory_mb", "commit", "command", "last_accuracy"])
         command = shlex.join(["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        for seed, test, valid in zip(options.seeds, result.test_accuracy, result.valid_accuracy, strict=True):
-            row = [
-                task,
-                cell,
-                rule,
-                options.segment_length or "default",
-                seed,
-                options.epochs,
-                f"{test:.5f}",
-                f"{valid:.5f}",
-            ]
-            row += [
+        accuracies = result.test_accuracy, result.valid_accuracy, result.last_accuracy
+        for seed, test, valid, last in zip(options.seeds, *accuracies, strict=True):
+            length = options.segment_length or "default"
+            cost = [
                 f"{result.seconds_per_epoch:.3f}",
                 len(options.seeds),
                 f"{result.memory / 1e6:.1f}",
                 commit,
                 command,
             ]
-            writer.writerow(row)
+            accuracy = [f"{value:.5f}" for value in (test, valid, last)]
+            writer.writerow([task, cell, rule, length, seed, options.epochs, *accuracy[:2], *cost, accuracy[2]])
