@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import hyprjax as hj
-from hyprjax._hypr import _default_segment_length
+from hyprjax._sequence import default_length
 
 READOUT = hj.leaky_integrator()
 
@@ -31,6 +31,17 @@ class Case(NamedTuple):
         return f"{self.cell} m={self.inputs} n={self.neurons} B={self.batch} T={self.steps}"
 
 
+def network(case: Case) -> Callable:
+    """The model of a case, `(params, inputs) -> logits`."""
+    cell = getattr(hj, case.cell)()
+    return lambda params, inputs: hj.unroll(READOUT, params["readout"], hj.unroll(cell, params["hidden"], inputs))
+
+
+def loss_of(model: Callable) -> Callable:
+    """The loss of a model, wrapped or not."""
+    return lambda params, xs: step_loss(model(params, xs["inputs"]), xs["labels"])
+
+
 def problem(case: Case, seed: int = 0) -> tuple[Any, Any, Callable]:
     """Parameters, data and loss function of a case; input spikes at a rate of 5 %."""
     cell = getattr(hj, case.cell)()
@@ -45,13 +56,7 @@ def problem(case: Case, seed: int = 0) -> tuple[Any, Any, Callable]:
         "inputs": (jax.random.uniform(keys[2], (case.steps, case.batch, case.inputs)) < 0.05).astype(jnp.float32),
         "labels": jax.random.randint(keys[3], (case.steps, case.batch), 0, case.classes),
     }
-
-    def loss_fn(params, xs):
-        spikes = hj.unroll(cell, params["hidden"], xs["inputs"])
-        logits = hj.unroll(READOUT, params["readout"], spikes)
-        return step_loss(logits, xs["labels"])
-
-    return params, xs, loss_fn
+    return params, xs, loss_of(network(case))
 
 
 def step_loss(logits, labels):
@@ -137,9 +142,12 @@ def eprop(case: Case) -> Callable:
 
 def all_rules(case: Case, loss_fn: Callable, segment_lengths: list[int], scans: list[str]) -> dict[str, Callable]:
     """Every rule of hyprjax itself by its label; those of HYPR end with the segment length, the default included."""
-    default = _default_segment_length(case.steps)
+    default = default_length(case.steps)
     lengths = sorted({default, *(length for length in segment_lengths if length <= case.steps)})
+    model = network(case)
     rules = {"forward": loss_fn, "bptt": jax.value_and_grad(loss_fn)}
+    rules["bptt checkpointed"] = jax.value_and_grad(loss_of(hj.bptt(model)))
+    rules[f"wrapped hypr {default}"] = jax.value_and_grad(loss_of(hj.hypr(model)))
     for scan in scans:
         for length in lengths:
             rules[f"hypr {scan} {length}"] = hj.hypr_value_and_grad(loss_fn, segment_length=length, scan=scan)

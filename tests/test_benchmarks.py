@@ -28,7 +28,7 @@ def test_a_small_benchmark_runs(tmp_path, capsys):
     result = json.loads((tmp_path / "benchmarks.json").read_text())
     rules = {row["rule"] for row in result["rows"] if row["steps"] == 40}
     hypr = {f"hypr {kind} {length}" for kind in ("sequential", "segment-credit") for length in (10, 40)}  # 40: default
-    assert rules == {"forward", "bptt", "e-prop", *hypr}
+    assert rules == {"forward", "bptt", "bptt checkpointed", "wrapped hypr 40", "e-prop", *hypr}
     assert all(row["ms"] > 0 and row["memory_mb"] > 0 and row["compile_s"] > 0 for row in result["rows"])
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
     assert "steps/s" in capsys.readouterr().out

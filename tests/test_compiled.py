@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import hyprjax as hj
-from hyprjax._hypr import _default_segment_length
 from hyprjax._recursion import chunks
+from hyprjax._sequence import bptt_length, default_length
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +90,9 @@ def test_traces_are_copied_at_most_once_per_segment(name, k):
 @pytest.mark.parametrize(
     ("steps", "length"), [(1, 1), (250, 250), (300, 300), (1000, 250), (1300, 260), (1301, 261), (16_000, 250)]
 )
-def test_default_segment_length(steps, length):
-    assert _default_segment_length(steps) == length
-    assert all(n <= 500 for n in map(_default_segment_length, range(1, 3000)))
+def testdefault_length(steps, length):
+    assert default_length(steps) == length
+    assert all(n <= 500 for n in map(default_length, range(1, 3000)))
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,44 @@ def test_default_segment_length(steps, length):
 def test_chunks_of_a_segment_on_a_cpu(scan, steps, size, expected):
     assert chunks(scan, steps, size) == expected
     assert steps % chunks(scan, steps, size) == 0
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def bytes_of_model(wrap, steps, batch=8):
+    """Temporary bytes of the gradient of a loss of the whole sequence, and bytes of the outputs."""
+    cell, readout = hj.brf(), hj.leaky_integrator()
+    shapes = jax.eval_shape(
+        lambda key: [
+            hj.init_layer(key, cell, 20, 32, recurrent=True),
+            hj.init_layer(key, readout, 32, 5),
+        ],
+        jax.random.key(0),
+    )
+    model = wrap(lambda p, x: hj.unroll(readout, p[1], hj.unroll(cell, p[0], x)))
+    loss = lambda p, x: jnp.sin(model(p, x).mean(0)).sum()  # noqa: E731
+    xs = jax.ShapeDtypeStruct((steps, batch, 20), jnp.float32)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(shapes, xs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes, steps * batch * 5 * 4
+
+
+def test_memory_of_hypr_beyond_the_outputs_does_not_grow_with_time():
+    (short, out_short), (long, out_long) = bytes_of_model(hj.hypr, 1_000), bytes_of_model(hj.hypr, 16_000)
+    assert long - 2 * out_long <= 1.02 * (short - 2 * out_short) + out_short
+    assert long < 0.1 * bytes_of_model(lambda f: f, 16_000)[0]
+
+
+def test_memory_of_bptt_is_that_of_carries_and_one_segment():
+    for steps in (1_000, 16_000):
+        bytes_of_bptt, outputs = bytes_of_model(hj.bptt, steps)
+        assert bytes_of_bptt - 2 * outputs < 4 * bytes_of_model(lambda f: f, steps)[0] / steps**0.5
+
+
+@pytest.mark.parametrize(
+    ("steps", "length"), [(1, 1), (2, 1), (3, 1), (784, 28), (1000, 25), (1300, 26), (1301, 37), (16_000, 125)]
+)
+def test_default_segment_length_of_bptt(steps, length):
+    assert bptt_length(steps) == length
+    for n in range(1, 3000):
+        assert n**0.5 / 2 - 1 <= bptt_length(n) <= 2 * n**0.5 + 1

@@ -165,28 +165,154 @@ def test_a_loss_that_is_not_a_real_scalar(params):
             grad(params, XS)
 
 
+def differentiated(f):
+    return lambda params, x: jax.value_and_grad(f)(params, x)[0]
+
+
+def in_branches(f):
+    return lambda params, x: jax.lax.cond(x.sum() > 0, f, f, params, x)
+
+
+def in_a_loop(f):
+    def body(state):
+        return state[0] + 1, f(state[2], state[3]), *state[2:]
+
+    return lambda params, x: jax.lax.while_loop(lambda state: state[0] < 2, body, (0, jnp.float32(0), params, x))[1]
+
+
+def with_a_rule(f):
+    @jax.custom_vjp
+    def g(params, x):
+        return f(params, x)
+
+    g.defvjp(lambda params, x: (f(params, x), None), lambda _, ct: (None, None))
+    return g
+
+
+def on_a_mesh(f):
+    mesh = jax.make_mesh((1,), ("batch",))
+    return lambda params, x: jax.shard_map(
+        lambda params, x: f(params, x)[None], mesh=mesh, in_specs=(jax.P(), jax.P()), out_specs=jax.P(), check_vma=False
+    )(params, x)[0]
+
+
 @pytest.mark.parametrize(
-    "nest",
+    ("nest", "words"),
     [
-        jax.jit,
-        jax.checkpoint,
-        lambda f: lambda params, x: jax.vmap(f, (None, 1))(params, x).sum(),
-        lambda f: lambda params, x: jax.value_and_grad(f)(params, x)[0],
-        lambda f: lambda params, x: jax.lax.scan(lambda c, _: (c + f(params, x), None), 0.0, None, 2)[0],
-        lambda f: lambda params, x: jax.lax.cond(x.sum() > 0, f, f, params, x),
+        (differentiated, ("differentiated", "return the value itself")),
+        (in_branches, ("jax.lax.cond", "jnp.where", "test_errors.py")),
+        (in_a_loop, ("jax.lax.while_loop", "jax.lax.scan", "test_errors.py")),
+        (with_a_rule, ("jax.custom_vjp", "derivative of its own")),
+        (on_a_mesh, ("jax.shard_map", "around the transform")),
     ],
-    ids=["jit", "checkpoint", "vmap", "grad", "scan", "cond"],
 )
-def test_unroll_under_a_nested_transformation(params, nest):
+def test_unroll_where_it_cannot_be_given_a_carry(params, nest, words):
     nested = nest(loss_fn)
     alone = nested(params, XS)  # fine on its own, and now compiled
     for grad in transforms(nested):
-        with refuses(ValueError, "transformation", "jax.jit(hypr_grad(loss_fn))"):
+        with refuses(ValueError, *words):
             grad(params, XS)
     net = hj.stream(nested)
-    with refuses(ValueError, "transformation"):
+    with refuses(ValueError, *words):
         net.init(params, XS)
-    assert nested(params, XS) == alone  # no frame is left behind
+    for wrap in (hj.hypr, hj.bptt):
+        with refuses(ValueError, *words):
+            wrap(nested)(params, XS)
+    assert nested(params, XS) == alone  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [
+        ("hypr", lambda p, x: hj.hypr(lambda p, x: hj.unroll(CELL, p, x))(p, x).mean()),
+        ("bptt", lambda p, x: hj.bptt(lambda p, x: hj.unroll(CELL, p, x))(p, x).mean()),
+        ("hypr_grad", lambda p, x: hj.hypr_grad(loss_fn)(p, x)["w_in"].mean()),
+        ("stream", lambda p, x: hj.stream(loss_fn).init(p, x)[0].output.mean()),
+        ("hypr_stream", lambda p, x: hj.hypr_stream(loss_fn).init(p, x)[0].output.mean()),
+    ],
+)
+def test_a_transform_inside_of_another(params, name, inner):
+    for grad in transforms(inner):
+        with refuses(ValueError, f"{name} was called inside", "one transform", "call unroll there"):
+            grad(params, XS)
+
+
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+def test_outputs_without_time(params, wrap):
+    model = lambda params, x: {"mean": hj.unroll(CELL, params, x).mean(0)}  # noqa: E731
+    with refuses(ValueError, "output['mean']", "(2, 3)", "5 steps", f"hj.{wrap.__name__}(model)(params, xs).mean(0)"):
+        wrap(model, segment_length=5)(params, XS)
+    with refuses(ValueError, "output", "at 3", "out_time_axis"):
+        wrap(lambda params, x: hj.unroll(CELL, params, x), out_time_axis=3)(params, XS)
+    with refuses(ValueError, "output", "()"):
+        wrap(loss_fn)(params, XS)
+
+
+def steps_apart(params, x):
+    return jnp.stack([hj.unroll(CELL, params, x[t][None])[0] for t in range(len(x))])
+
+
+def scanned_steps(params, x):
+    return jax.lax.scan(lambda c, x_t: (c, hj.unroll(CELL, params, x_t[None])[0]), 0, x)[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "ran"),
+    [
+        (lambda p, x: hj.unroll(CELL, p, x.swapaxes(0, 1)).swapaxes(0, 1), 2),  # the data is not what is batch-first
+        (lambda p, x: jax.vmap(lambda x: hj.unroll(CELL, p, x))(x), 2),
+        (lambda p, x: hj.unroll(CELL, p, x[::2]), 3),
+        (lambda p, x: hj.unroll(CELL, p, x[:4]), 4),
+        (lambda p, x: hj.unroll(CELL, p, jnp.concatenate([x, x])), 10),
+        (steps_apart, 1),
+        (scanned_steps, 1),
+        (lambda p, x: jax.jit(jax.checkpoint(steps_apart))(p, x), 1),
+    ],
+)
+def test_an_unroll_over_other_steps_than_those_of_its_segment(params, model, ran):
+    loss = lambda params, x: model(params, x).mean()  # noqa: E731
+    for segment_length in (5, 10):
+        hints = ("time_axis=1", "all steps at once", "test_errors.py")
+        grads = hj.hypr_grad(loss, segment_length=segment_length), jax.grad(lambda p, x: hj.hypr(model)(p, x).sum())
+        for grad in grads:
+            with refuses(ValueError, "unroll ran over", *hints):
+                grad(params, XS)
+    with refuses(ValueError, f"over {ran} time steps", "has 5"):
+        hj.hypr_stream(loss).init(params, XS[:5])
+
+
+def test_time_axes_that_do_not_fit(params):
+    xs = {"x": XS, "label": np.zeros(2, int)}
+    loss = lambda params, xs: loss_fn(params, xs["x"])  # noqa: E731
+    for grad in transforms(loss, time_axis={"x": 0}):
+        with refuses(ValueError, "time_axis", "prefix of xs"):
+            grad(params, xs)
+    for grad in transforms(loss, time_axis={"x": 3, "label": None}):
+        with refuses(ValueError, "xs['x']", "(10, 2, 4)", "cannot be 3"):
+            grad(params, xs)
+    for grad in transforms(loss, time_axis=None):
+        with refuses(ValueError, "time_axis is None for every leaf"):
+            grad(params, xs)
+    for grad in transforms(loss, time_axis=0.5):
+        with refuses(TypeError, "time_axis must hold ints", "0.5"):
+            grad(params, xs)
+
+
+def test_a_cell_that_closes_over_a_traced_array(params):
+    def loss(slope, x):
+        cell = hj.lif(spike=hj.surrogate.from_derivative(lambda v: slope["a"] / (1 + v**2)))
+        return hj.unroll(cell, params, x).mean()
+
+    slope = {"a": jnp.float32(1.0)}
+    assert jnp.isfinite(jax.grad(loss)(slope, XS)["a"])  # plain JAX
+    for grad in transforms(loss):
+        with refuses(ValueError, "'lif'", "closes over a traced array", "neuron parameter"):
+            grad(slope, XS)
+
+
+def test_a_cell_that_cannot_be_hashed(params):
+    with refuses(TypeError, "cell must be hashable", "list"):
+        hj.unroll(CELL._replace(constants=[1.0]), params, XS)
 
 
 def test_loss_without_unroll(params):
@@ -200,7 +326,7 @@ def test_unroll_calls_that_change_between_segments(params):
         return loss_fn(params, xs) + loss_fn(params, xs)
 
     one, two = hj.hypr_stream(loss_fn), hj.hypr_stream(twice)
-    with refuses(ValueError, "unroll call number 2", "1 times"):
+    with refuses(ValueError, "unroll 2 times", "carry is that of 1", "hypr_stream"):
         two.value_and_grad(params, one.init(params, XS), XS)
     with refuses(ValueError, "1 times", "carry is that of 2"):
         one.value_and_grad(params, two.init(params, XS), XS)

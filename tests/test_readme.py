@@ -16,7 +16,7 @@ def test_readme_snippets_run():
     namespace = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
-    assert namespace["spikes"].shape == (1, 16, 36)
+    assert namespace["logits"].shape == (1, 16, 6)
     assert jax.tree.structure(namespace["grads"]) == jax.tree.structure(namespace["params"])
 
 

@@ -1,8 +1,10 @@
 """hyprjax: recurrent spiking neural networks trained with HYPR, forward gradients at constant memory."""
 
 from hyprjax import surrogate as surrogate
+from hyprjax._bptt import bptt as bptt
 from hyprjax._cell import Cell as Cell
 from hyprjax._cell import init_layer as init_layer
+from hyprjax._hypr import hypr as hypr
 from hyprjax._hypr import hypr_grad as hypr_grad
 from hyprjax._hypr import hypr_stream as hypr_stream
 from hyprjax._hypr import hypr_value_and_grad as hypr_value_and_grad

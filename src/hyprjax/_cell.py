@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 NeuronParams = PyTree[Float[Array, " n"]]
@@ -141,7 +142,7 @@ def init_layer(
       {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
     """
     for name, size in (("n_in", n_in), ("n_out", n_out)):
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
     key_weights, key_neuron = jax.random.split(key)
     w_in, w_rec = cell.weights(key_weights, n_in, n_out)

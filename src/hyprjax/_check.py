@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
@@ -23,12 +27,20 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def segment_length(value: Any) -> None:
-    """Refuses a segment length that is neither None nor an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | None):
-        raise TypeError(f"segment_length must be an int or None, got {value!r} of type {type(value).__name__}")
-    if value is not None and value < 1:
-        raise ValueError(f"segment_length must be at least 1, got {value}")
+def positive_int(name: str, value: Any, *, optional: bool = False) -> Any:
+    """The int that `value` is, Python's or NumPy's, of at least 1; None too if it is `optional`."""
+    if value is None and optional:
+        return None
+    try:
+        number = None if isinstance(value, bool | np.bool_) or value is None else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        kinds = "an int or None" if optional else "an int"
+        raise TypeError(f"{name} must be {kinds}, got {value!r} of type {type(value).__name__}")
+    if number < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return number
 
 
 def trace_dtype(value: Any) -> Any:
@@ -47,7 +59,14 @@ def trace_dtype(value: Any) -> Any:
 def floating(name: str, tree: PyTree) -> None:
     """Refuses a pytree with a leaf that has no real gradient."""
     for path, leaf in tree_leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{name}{keystr(path)} is not an array but a {type(leaf).__name__}, and every leaf of {name} is "
+                "differentiated; wrap a module of Equinox, as in eqx.filter_grad around hj.hypr(model), or split it: "
+                "params, static = eqx.partition(module, eqx.is_inexact_array), and eqx.combine in the loss"
+            ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{name}{keystr(path)} has dtype {dtype}, but gradients need real floats; "
@@ -55,35 +74,107 @@ def floating(name: str, tree: PyTree) -> None:
             )
 
 
-def time_steps(name: str, tree: PyTree) -> int:
-    """The length of the leading axis all leaves share."""
-    leaves = tree_leaves_with_path(tree)
+def time_axes(xs: PyTree, time_axis: Any) -> tuple[int, list[int | None]]:
+    """The number of steps of `xs`, and the time axis of each leaf."""
+    leaves = [(f"xs{keystr(path)}", leaf) for path, leaf in tree_leaves_with_path(xs)]
     if not leaves:
-        raise ValueError(f"{name} has no arrays; it must be a pytree of arrays with time as their leading axis")
-    lengths = {}
-    for path, leaf in leaves:
-        if jnp.ndim(leaf) == 0:
-            raise ValueError(f"{name}{keystr(path)} is a scalar; every leaf needs time as its leading axis")
-        lengths[f"{name}{keystr(path)}"] = jnp.shape(leaf)[0]
+        raise ValueError("xs has no arrays; it must be a pytree of arrays with time as their leading axis (time_axis)")
+    axes = [_axis(name, leaf, axis) for (name, leaf), axis in zip(leaves, _axes("xs", xs, time_axis), strict=True)]
+    lengths = {name: jnp.shape(leaf)[axis] for (name, leaf), axis in zip(leaves, axes, strict=True) if axis is not None}
+    if not lengths:
+        raise ValueError("time_axis is None for every leaf of xs, so there is nothing to cut into segments")
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"the leaves of {name} have different numbers of time steps: {lengths}; pass what has no time axis "
-            f"as an argument after {name}"
+            f"the leaves of xs have different numbers of time steps: {lengths}; pass what has no time axis "
+            "as an argument after xs, or give it a time_axis of None"
         )
     steps = next(iter(lengths.values()))
     if steps == 0:
-        raise ValueError(f"{name} is empty: its leading time axis has length 0 ({describe(tree)})")
-    return steps
+        raise ValueError(f"xs is empty: its time axis, the leading one or time_axis, has length 0 ({describe(xs)})")
+    return steps, axes
+
+
+def _axes(name: str, tree: PyTree, axes: Any, option: str = "time_axis") -> list[Any]:
+    """The entry of a prefix of `tree` for each of its leaves."""
+    for axis in jax.tree.leaves(axes):
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+            raise TypeError(f"{option} must hold ints and None, got {axis!r} of type {type(axis).__name__}")
+    absent = lambda axis: axis is None  # noqa: E731
+    if absent(axes):
+        return [None] * len(jax.tree.leaves(tree))
+    try:
+        spread = jax.tree.broadcast(axes, tree, is_leaf=absent)
+    except ValueError as error:
+        raise ValueError(
+            f"{option} must be an int or a pytree prefix of {name}, as in_axes of jax.vmap; got {axes!r} for {name} of "
+            f"structure {jax.tree.structure(tree)}"
+        ) from error
+    return jax.tree.leaves(spread, is_leaf=absent)
+
+
+def _axis(name: str, leaf: Any, axis: Any) -> int | None:
+    if axis is None:
+        return None
+    ndim = jnp.ndim(leaf)
+    if ndim == 0:
+        raise ValueError(f"{name} is a scalar; every leaf needs time as its leading axis, or a time_axis of None")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name} has shape {jnp.shape(leaf)}, so its time_axis cannot be {axis}")
+    return int(axis) % ndim
+
+
+def out_time_axes(transform: str, results: PyTree, out_time_axis: Any, steps: int) -> tuple[int, ...]:
+    """The time axis of each result of a model, from the results of a segment of so many steps."""
+    checked = []
+    axes = _axes("the outputs", results, out_time_axis, "out_time_axis")
+    for (path, leaf), axis in zip(tree_leaves_with_path(results), axes, strict=True):
+        ndim = len(leaf.shape)
+        if axis is None or not -ndim <= axis < ndim or leaf.shape[axis] != steps:
+            raise ValueError(
+                f"output{keystr(path)} of the function given to {transform} has shape {tuple(leaf.shape)} on a segment "
+                f"of {steps} steps, so no time axis at {axis}; every output needs one: reduce over time outside of "
+                f"hj.{transform}, as in hj.{transform}(model)(params, xs).mean(0), or set out_time_axis"
+            )
+        checked.append(int(axis) % ndim)
+    return tuple(checked)
+
+
+def carry(transform: str, have: Any, want: tuple[Any, ...]) -> None:
+    """Refuses a carry that is not one of these shapes."""
+    if len(have) != len(want):
+        raise ValueError(
+            f"the function calls unroll {len(want)} times, but its carry is that of {len(have)} calls; the unroll "
+            f"calls must be the same in every segment as when the carry was made, with the init of {transform}"
+        )
+    for number, (own, rest) in enumerate(zip(have, want, strict=True), 1):
+        if rest.traces is not None and own.traces is None:
+            raise ValueError(
+                f"the carry of unroll call number {number} holds no eligibility traces, it was made by stream; "
+                "make it with the init of hypr_stream"
+            )
+        if describe((own.state, own.output)) != describe((rest.state, rest.output)):
+            raise ValueError(
+                f"unroll call number {number} does not fit its carry: the carry holds "
+                f"{describe((own.state, own.output))}, the call needs {describe((rest.state, rest.output))}; cell, "
+                "batch shape and dtype must be the same in every segment"
+            )
+        if rest.traces is not None and jax.tree.map(jnp.shape, own.traces) != jax.tree.map(jnp.shape, rest.traces):
+            raise ValueError(
+                f"the carry of unroll call number {number} holds eligibility traces of another layer or kind (traces, "
+                "trace_rank); make it with the init of the same hypr_stream"
+            )
 
 
 def loss(value: Any) -> None:
     """Refuses a loss that is not one real float."""
     if isinstance(value, tuple):
         raise TypeError("the loss function returned a tuple; for (loss, aux) pass has_aux=True")
-    if jnp.shape(value) != ():
-        raise TypeError(f"the loss must be a scalar, got shape {jnp.shape(value)}; reduce it, for example with .mean()")
-    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        raise TypeError(f"the loss must be a real float, got dtype {jnp.result_type(value)}")
+    if not hasattr(value, "shape"):
+        raise TypeError(f"the loss must be a scalar, got {type(value).__name__}")
+    if value.shape != ():
+        raise TypeError(f"the loss must be a scalar, got shape {value.shape}; reduce it, for example with .mean()")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"the loss must be a real float, got dtype {value.dtype}")
 
 
 def loss_and_aux(value: Any) -> None:
@@ -93,7 +184,9 @@ def loss_and_aux(value: Any) -> None:
     loss(value[0])
 
 
-def layer(cell: Cell, params: Params, inputs: Array, resets: Array | None) -> tuple[Params, Array, Array | None]:
+def layer(
+    cell: Cell, params: Params, inputs: Array, resets: Array | None, *, in_transform: bool = False
+) -> tuple[Params, Array, Array | None]:
     """Checks the arguments of `unroll` and brings parameters and inputs to their common dtype."""
     if not (isinstance(params, dict) and {"w_in", "neuron"} <= params.keys() <= {"w_in", "w_rec", "bias", "neuron"}):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
@@ -125,7 +218,16 @@ def layer(cell: Cell, params: Params, inputs: Array, resets: Array | None) -> tu
         dtypes.append(inputs.dtype)
     dtype = jnp.result_type(*dtypes)
     params, inputs = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, inputs))
-    _cell_shapes(cell, params, inputs)
+    try:
+        hash(cell)
+    except TypeError as error:
+        raise TypeError(f"unroll: the cell must be hashable, of plain functions and constants: {error}") from None
+    structure, n = jax.tree.structure(params["neuron"]), params["w_in"].shape[1]
+    try:
+        _cell_shapes(cell, structure, inputs.shape[1:-1], n, dtype, jnp.result_type(float))
+    except ClosesOverTracerError:
+        if in_transform:
+            raise
     return params, inputs, resets
 
 
@@ -152,17 +254,25 @@ def _layer_shapes(params: Params, inputs: Array) -> None:
             )
 
 
-def _cell_shapes(cell: Cell, params: Params, inputs: Array) -> None:
-    """Runs the cell abstractly for one step and compares what goes in with what comes out."""
-    batch_shape, n = inputs.shape[1:-1], jnp.shape(params["w_in"])[1]
-    like = jax.ShapeDtypeStruct((*batch_shape, n), inputs.dtype)
-    rest = jax.eval_shape(lambda neuron: cell.rest(neuron, batch_shape, inputs.dtype), params["neuron"])
+class ClosesOverTracerError(ValueError):
+    """A cell closes over a value that is being traced."""
+
+
+@lru_cache(maxsize=256)  # a check takes milliseconds, and the same cells and shapes come again and again
+def _cell_shapes(cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, dtype: Any, precision: Any) -> None:
+    """Runs the cell abstractly for one step and compares what goes in with what comes out.
+
+    `neuron` is a structure; `precision`, float32 or float64, is what constants of the cell become.
+    """
+    like = jax.ShapeDtypeStruct((*batch_shape, n), dtype)
+    neuron = neuron.unflatten([jax.ShapeDtypeStruct((n,), dtype)] * neuron.num_leaves)
+    rest = jax.eval_shape(lambda neuron: cell.rest(neuron, batch_shape, dtype), neuron)
     if not jax.tree.leaves(rest):
         raise ValueError("unroll: cell.rest returned no arrays; a cell needs at least one state variable")
     for path, leaf in tree_leaves_with_path(rest):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise _cell_error("rest", f"the state variable{keystr(path)}", leaf, like)
-    state, output = jax.eval_shape(cell.step, params["neuron"], rest, like)
+    jaxpr, (state, output) = jax.make_jaxpr(cell.step, return_shape=True)(neuron, rest, like)
     if jax.tree.structure(state) != jax.tree.structure(rest):
         raise ValueError(
             f"unroll: cell.step returned a state of another structure, {describe(state)}, than cell.rest, "
@@ -171,6 +281,25 @@ def _cell_shapes(cell: Cell, params: Params, inputs: Array) -> None:
     for path, leaf in tree_leaves_with_path({"state": state, "output": output}):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise _cell_error("step", f"the {path[0].key}{keystr(path[1:])}", leaf, like)
+    if any(isinstance(const, Tracer) for const in [*jaxpr.consts, *_of_derivative(cell.step, neuron, rest, like)]):
+        raise ClosesOverTracerError(
+            f"unroll: step of the cell {cell.name!r} (or its derivative) closes over a traced array, which a hyprjax "
+            "transform cannot follow into the segments; make it a neuron parameter: cell.init returns it as [n], step "
+            "reads it from neuron"
+        )
+
+
+def _of_derivative(step: Any, *args: Any) -> list[Any]:
+    """What the derivative of `step` closes over, which is more where a surrogate has parameters."""
+
+    def pull(*args):
+        outputs, pull = jax.vjp(step, *args)
+        return pull(outputs)
+
+    try:
+        return jax.make_jaxpr(pull)(*args).consts
+    except Exception:  # a step without a derivative may still be run
+        return []
 
 
 def _cell_error(function: str, what: str, got: Any, want: Any) -> Exception:

@@ -1,21 +1,25 @@
-"""HYPR as transformations of a loss function: one segment, an endless stream of them, a whole sequence."""
+"""HYPR: of a model, whatever the loss; of a loss function, in one pass; of one segment after another of a stream.
+
+All three run a segment and pull it back (`_pull_segment`), which gives the gradient and the next carry.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _segment, _sharding
-from hyprjax._segment import Options
-from hyprjax._stream import frame, rest_carry
+from hyprjax import _backward, _check, _program, _sequence
+from hyprjax._backward import Wanted
+from hyprjax._program import Program
+from hyprjax._segment import Carry, Options
+from hyprjax._sequence import Plan
 
 LossFn = Callable[..., Any]
-Carry = tuple[_segment.Carry, ...]
 
 
 class Learner(NamedTuple):
@@ -27,8 +31,116 @@ class Learner(NamedTuple):
         `(((loss, aux), grads), carry)` with `has_aux`; `xs` is the next segment, of any length.
     """
 
-    init: Callable[..., Carry]
-    value_and_grad: Callable[..., tuple[tuple[Any, PyTree], Carry]]
+    init: Callable[..., tuple[Carry, ...]]
+    value_and_grad: Callable[..., tuple[tuple[Any, PyTree], tuple[Carry, ...]]]
+
+
+def hypr(
+    fn: Callable[..., PyTree],
+    *,
+    segment_length: int | None = None,
+    recurrent_credit: str = "none",
+    scan: str = "auto",
+    trace_dtype: Any = None,
+    traces: str = "full",
+    trace_rank: int = 1,
+    time_axis: Any = 0,
+    out_time_axis: Any = None,
+) -> Callable[..., PyTree]:
+    """A model whose derivative is HYPR: the same outputs, and under `jax.grad` memory that does not grow with time.
+
+    The model is run segment by segment, forward and, when it is differentiated, once more, traces carried on, so that
+
+    ```python
+    def backward(params, xs, cotangents):  # what jax.grad does through hypr(fn)
+        learner = hypr_stream(lambda params, x, ct: (ct * fn(params, x)).sum())
+        carry, grads = learner.init(params, xs[:segment_length], cotangents[:segment_length]), 0
+        for start in range(0, T, segment_length):
+            segment = slice(start, start + segment_length)
+            (_, segment_grads), carry = learner.value_and_grad(params, carry, xs[segment], cotangents[segment])
+            grads += segment_grads
+    ```
+
+    Any loss of the outputs of the whole sequence will do: of the last step, of spike counts, of an average over time.
+    What is outside of the model, such as a readout, is differentiated by JAX, exactly and through all of time.
+
+    Args:
+      fn: the model, `(params, xs, *args, **kwargs) -> outputs`; it calls `unroll`, and every output has a time axis.
+      segment_length: time steps per segment; by default about 250, see `hypr_value_and_grad`.
+      recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
+      scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
+      trace_dtype: see `hypr_stream`.
+      traces: `"full"` or `"factored"`, see `hypr_stream`.
+      trace_rank: see `hypr_stream`.
+      time_axis: the time axis of `xs`: an int, or a pytree of ints that is a prefix of `xs`, as `in_axes` of
+        `jax.vmap`; None for a leaf without time, which is handed to every segment whole.
+      out_time_axis: the same for the outputs; by default `time_axis` where that is one int, else 0.
+
+    Returns:
+      A function with the arguments and the value of `fn`. Its derivative with respect to `params`, `args` and `xs`,
+      and to what `fn` closes over, is HYPR's. Reverse mode only: `jax.jvp` is refused by JAX. Integer and bool arrays
+      have no gradient.
+
+    Raises:
+      ValueError: an unknown option; when called, an output without the time axis, `xs` that are empty or differ in
+        length, an `unroll` over other steps than those of its segment or where it cannot be given a carry
+        (`jax.lax.cond`, `jax.lax.while_loop`, `jax.custom_vjp`, `jax.shard_map`).
+      TypeError: a segment length or time axis that is not an int.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, hyprjax as hj
+      >>> cell, readout = hj.se_adlif(), hj.leaky_integrator()
+      >>> k1, k2 = jax.random.split(jax.random.key(0))
+      >>> params = {
+      ...     "hidden": hj.init_layer(k1, cell, n_in=4, n_out=36, recurrent=True),
+      ...     "readout": hj.init_layer(k2, readout, n_in=36, n_out=6),
+      ... }
+      >>> def model(params, xs):
+      ...     return hj.unroll(readout, params["readout"], hj.unroll(cell, params["hidden"], xs))
+      >>> xs, labels = jnp.ones((300, 8, 4)), jnp.zeros(8, int)
+      >>> def loss(params):
+      ...     logits = hj.hypr(model, segment_length=100)(params, xs).mean(0)  # of the whole sequence
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+      >>> grads = jax.jit(jax.grad(loss))(params)
+      >>> grads["hidden"]["w_rec"].shape
+      (36, 36)
+    """
+    length = _check.positive_int("segment_length", segment_length, optional=True)
+    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
+
+    @wraps(fn)
+    def model(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+        call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
+        plan, operands = _sequence.plan("hypr", call, length or _sequence.default_length(call.steps))
+        axes = _sequence.result_axes("hypr", plan, out_time_axis, time_axis)
+        return jax.tree.unflatten(plan.program.tree, _model(plan, options, axes, *operands))
+
+    return model
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _model(plan: Plan, options: Options, axes: tuple[int, ...], *operands: Array) -> list[Array]:
+    return _sequence.run(plan, axes, operands)[0]
+
+
+def _forward(plan, options, axes, *operands):
+    values = [operand.value for operand in operands]
+    return _sequence.run(plan, axes, values)[0], (_backward.perturbed(plan, operands), values)
+
+
+def _pull(plan, options, axes, residuals, cotangents):
+    wanted, operands = residuals
+    return _gradients(plan.last_apart, options, axes, wanted, operands, _backward.nonzero(cotangents))
+
+
+_model.defvjp(_forward, _pull, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _gradients(plan, options, axes, wanted, operands, cotangents):
+    """From the cotangents of the results (or None) over the whole sequence: segments in order, traces carried on."""
+    (_, total), full, last = _sweep(plan, options, wanted, operands, lambda last: 1.0, (cotangents, axes))
+    return _backward.spread(plan, wanted, operands, total, full and full[1], last[1])
 
 
 def hypr_stream(
@@ -40,6 +152,7 @@ def hypr_stream(
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
+    time_axis: Any = 0,
 ) -> Learner:
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
@@ -69,6 +182,7 @@ def hypr_stream(
         instead of `B·(m+n+1)·n·k` numbers a layer. Exact for neurons that share one leak and have no adaptation, an
         approximation elsewhere; docs/scaling.md has its quality for each neuron model.
       trace_rank: rank of factored traces, at least 1.
+      time_axis: the time axis of `xs`, see `hypr`.
 
     Returns:
       A `Learner(init, value_and_grad)`.
@@ -91,15 +205,21 @@ def hypr_stream(
     """
     options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
 
-    def init(params: PyTree, xs: PyTree, *args: Any) -> Carry:
-        _check.time_steps("xs", xs)
-        return rest_carry(loss_fn, options, params, xs, args)
+    def init(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Carry, ...]:
+        call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
+        program, operands, _ = _sequence.one_segment("hypr_stream", call)
+        return _program.rest(program, options, operands)
 
-    def value_and_grad(params: PyTree, carry: Carry, xs: PyTree, *args: Any) -> tuple[tuple[Any, PyTree], Carry]:
+    def value_and_grad(
+        params: PyTree, carry: tuple[Carry, ...], xs: PyTree, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, PyTree], tuple[Carry, ...]]:
         _check.floating("params", params)
-        _check.time_steps("xs", xs)
-        loss, aux, grads, carry = _differentiate(loss_fn, options, has_aux, params, carry, xs, args)
-        return ((loss, aux) if has_aux else loss, grads), carry
+        call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
+        program, operands, of_params = _sequence.one_segment("hypr_stream", call)
+        _check_loss(program, has_aux)
+        carry = _program.check_carry("hypr_stream", program, options, operands, carry)
+        results, grads, carry = _one_segment(program, options, operands, of_params, carry, None)
+        return (_loss(program, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)), carry
 
     return Learner(init, value_and_grad)
 
@@ -115,6 +235,7 @@ def hypr_value_and_grad(
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
+    time_axis: Any = 0,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """`jax.value_and_grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -146,6 +267,7 @@ def hypr_value_and_grad(
       trace_dtype: see `hypr_stream`.
       traces: `"full"` or `"factored"`, see `hypr_stream`.
       trace_rank: see `hypr_stream`.
+      time_axis: the time axis of `xs`, see `hypr`.
 
     Returns:
       `f(params, xs, *args) -> (loss, grads)`, or `((loss, aux), grads)`. `xs` is a pytree whose
@@ -173,56 +295,40 @@ def hypr_value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
-    _check.segment_length(segment_length)
     _check.choice("reduction", reduction, ("mean", "sum"))
+    length = _check.positive_int("segment_length", segment_length, optional=True)
     options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
 
-    def value_and_grad(params: PyTree, xs: PyTree, *args: Any) -> tuple[Any, PyTree]:
+    def value_and_grad(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         _check.floating("params", params)
-        steps = _check.time_steps("xs", xs)
-        length = min(segment_length or _default_segment_length(steps), steps)
-        scanned = (steps - 1) // length  # every segment but the last, whose traces nobody will read
-        last_length = steps - scanned * length
-
-        carry = rest_carry(loss_fn, options, params, _slice(xs, 0, length), args)
-
-        def segment(carry, start, length, options):
-            xs_segment = _slice(xs, start, length)
-            return _differentiate(loss_fn, options, has_aux, params, carry, xs_segment, args)
-
-        def scanned_segment(state, index):
-            carry, total = state
-            loss, aux, grads, carry = segment(carry, index * length, length, options)
-            return (carry, _add(total, grads, weight)), (loss, aux, index)
-
-        last = options._replace(last=True)
-        if scanned == 0:
-            loss, aux, grads, _ = segment(carry, 0, steps, last._replace(first=True))
-            auxs = jax.tree.map(lambda one: jnp.asarray(one)[None], aux)
-        else:
-            weight, last_weight = (length / steps, last_length / steps) if reduction == "mean" else (1.0, 1.0)
-            indices = jnp.arange(scanned)
-            (carry, total), (losses, auxs, done) = jax.lax.scan(scanned_segment, (carry, _zeros(params)), indices)
-
-            def last_segment(carry):
-                loss, aux, grads, _ = segment(carry, scanned * length, last_length, last)
-                _check_stackable(auxs, aux)
-                return loss, aux, grads
-
-            def never(carry):
-                value = jax.tree.map(lambda many: _sharding.zeros_like(many[0]), (losses, auxs))
-                return *value, jax.tree.map(_sharding.zeros_like, params)
-
-            # A branch always taken: without it XLA prepares the last segment's buffers before the loop over the others
-            # has released its own, a third more memory.
-            loss, aux, grads = jax.lax.cond(done[-1] >= 0, last_segment, never, carry)
-            loss = weight * losses.sum() + last_weight * loss
-            total = _add(total, grads, last_weight)
-            grads = jax.tree.map(lambda t, g: t.astype(g.dtype), total, grads)
-            auxs = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), auxs, aux)
-        return ((loss, auxs) if has_aux else loss), grads
+        call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
+        plan, operands = _sequence.plan("hypr_grad", call, length or _sequence.default_length(call.steps))
+        for program in (plan.program, plan.last):
+            _check_loss(program, has_aux)
+        _check_stackable(plan)
+        results, grads = _value_and_grad(plan.last_apart, options, reduction, call.of_params, operands)
+        return _loss(plan.last, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)
 
     return value_and_grad
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _value_and_grad(plan: Plan, options: Options, reduction: str, of_params: int, operands: list[Array]) -> Any:
+    """Loss, auxiliary results stacked over segments, and the gradient of the parameters."""
+    steps = plan.length * plan.full + plan.rest
+
+    def weight(last):
+        return plan.steps(last) / steps if reduction == "mean" else 1.0
+
+    wanted = _backward.wanted(plan, range(of_params))
+    (_, total), full, last = _sweep(plan, options, wanted, operands, weight, None)
+    (loss, *auxs), _ = last
+    loss, auxs = weight(True) * loss, [one[None] for one in auxs]
+    if full is not None:
+        (losses, *full_auxs), _ = full
+        loss = weight(False) * losses.sum() + loss
+        auxs = [jnp.concatenate([many, one]) for many, one in zip(full_auxs, auxs, strict=True)]
+    return [loss, *auxs], [t.astype(p.dtype) for t, p in zip(total, operands, strict=False)]
 
 
 def hypr_grad(
@@ -236,6 +342,7 @@ def hypr_grad(
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
+    time_axis: Any = 0,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -263,76 +370,109 @@ def hypr_grad(
         trace_dtype=trace_dtype,
         traces=traces,
         trace_rank=trace_rank,
+        time_axis=time_axis,
     )
 
-    def grad(params: PyTree, xs: PyTree, *args: Any) -> PyTree:
-        value, grads = value_and_grad(params, xs, *args)
+    def grad(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+        value, grads = value_and_grad(params, xs, *args, **kwargs)
         return (grads, value[1]) if has_aux else grads
 
     return grad
 
 
-def _differentiate(
-    loss_fn: LossFn,
+# --- one segment, and all of them -----------------------------------------------------------------
+
+
+def _pull_segment(
+    program: Program,
     options: Options,
-    has_aux: bool,
-    params: PyTree,
-    carry: Carry,
-    xs: PyTree,
-    args: tuple[Any, ...],
-) -> tuple[Array, Any, PyTree, Carry]:
-    """Loss, aux, gradient and next carry of one segment."""
+    operands: Sequence[Array],
+    places: Sequence[int],
+    carry: Sequence[Carry],
+    cotangents: Sequence[Array | None] | None,
+) -> tuple[list[Array], list[Array], tuple[Carry, ...]]:
+    """Results, gradients of the operands at `places`, and next carry.
 
-    def run(params, traces):
-        entering = tuple(layer._replace(traces=trace) for layer, trace in zip(carry, traces, strict=True))
-        with frame(entering, options) as entered:
-            value = loss_fn(params, xs, *args)
-        (_check.loss_and_aux if has_aux else _check.loss)(value)
-        loss, aux = value if has_aux else (value, None)
-        return (loss, entered.tokens), (aux, entered.next_carry)
+    `cotangents` are those of the results, None where nothing comes back; None altogether: the first result is a loss.
+    """
 
-    (loss, tokens), pull, (aux, layers) = jax.vjp(run, params, [layer.traces for layer in carry], has_aux=True)
+    def run(operands, traces):
+        entering = [layer._replace(traces=trace) for layer, trace in zip(carry, traces, strict=True)]
+        results, layers, tokens = _program.evaluate(program, options, operands, entering)
+        pulled = results[:1] if cotangents is None else _backward.present(results, cotangents)
+        return (pulled, tokens), (results, layers)
+
+    def of_outputs(outputs):
+        losses, tokens = jax.tree.map(jnp.ones_like, outputs)
+        return losses if cotangents is None else _backward.present(cotangents, cotangents), tokens
+
+    traces = [layer.traces for layer in carry]
+    (results, layers), grads, traces = _backward.pull_back(run, of_outputs, operands, places, traces)
     # The "cotangent" of the traces is the traces at the end of the segment (see `_segment`).
-    grads, traces = pull((jnp.ones_like(loss), [jnp.ones_like(token) for token in tokens]))
-    return loss, aux, grads, tuple(layer._replace(traces=trace) for layer, trace in zip(layers, traces, strict=True))
+    return results, grads, tuple(layer._replace(traces=trace) for layer, trace in zip(layers, traces, strict=True))
 
 
-def _default_segment_length(steps: int) -> int:
-    """About 250 steps; a last segment as long as the others compiles faster."""
-    divisors = [length for length in range(125, 501) if steps % length == 0]
-    if divisors:
-        return min(divisors, key=lambda length: abs(math.log(length / 250)))
-    return math.ceil(steps / max(1, round(steps / 250)))
+_one_segment = jax.jit(_pull_segment, static_argnums=(0, 1, 3))
+
+
+def _sweep(
+    plan: Plan,
+    options: Options,
+    wanted: Wanted,
+    operands: Sequence[Array],
+    weight: Callable[[bool], float],
+    cotangents: tuple[Sequence[Array | None], tuple[int, ...]] | None,
+) -> tuple[Any, Any, Any]:
+    """Pulls all segments back, the first one first, traces carried on.
+
+    `cotangents` are those of the results and their time axes; None for a loss function.
+
+    Returns:
+      As `_sequence.scan`: the last carry and the weighted sums of gradients, and of each segment its results (of a loss
+      function) and the gradients of what is cut.
+    """
+
+    def segment(state, start, last):
+        carry, total = state
+        program, takes, given = plan.segment(operands, start, last)
+        back = cotangents and _sequence.cut(*cotangents, start, plan.steps(last))
+        indices, places = _backward.taken(wanted, takes)
+        of_segment = options._replace(first=plan.full == 0, last=last)
+        results, grads, carry = _pull_segment(program, of_segment, given, places, carry, back)
+        total, timed = _backward.collect(wanted, indices, grads, total, weight(last))
+        return (() if last else carry, total), ([] if cotangents else results, timed)
+
+    program, _, given = plan.segment(operands, 0, plan.full == 0)
+    start = _program.rest(program, options, given), _backward.zeros(wanted, operands)
+    return _sequence.scan(plan, segment, start)
+
+
+# --- options and results --------------------------------------------------------------------------
 
 
 def _options(recurrent_credit: str, scan: str, trace_dtype: Any, traces: str, trace_rank: int) -> Options:
     _check.choice("recurrent_credit", recurrent_credit, ("none", "segment"))
     _check.choice("scan", scan, ("auto", "associative", "sequential"))
     _check.choice("traces", traces, ("full", "factored"))
-    if not isinstance(trace_rank, int) or trace_rank < 1:
-        raise ValueError(f"trace_rank must be a positive int, got {trace_rank!r}")
-    rank = trace_rank if traces == "factored" else None
-    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype), rank)
+    rank = _check.positive_int("trace_rank", trace_rank)
+    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype), rank if traces == "factored" else None)
 
 
-def _slice(xs: PyTree, start: Any, length: int) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length), xs)
+def _loss(program: Program, results: Sequence[Array], has_aux: bool) -> Any:
+    """The results of a loss function as it returns them."""
+    value = jax.tree.unflatten(program.tree, results)
+    return tuple(value) if has_aux else value
 
 
-def _zeros(params: PyTree) -> PyTree:
-    """Accumulators of the gradient, of float32 at least."""
-    return jax.tree.map(lambda p: _sharding.zeros_like(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params)
+def _check_loss(program: Program, has_aux: bool) -> None:
+    (_check.loss_and_aux if has_aux else _check.loss)(_program.results(program))
 
 
-def _add(total: PyTree, grads: PyTree, weight: float) -> PyTree:
-    return jax.tree.map(lambda t, g: t + weight * g.astype(t.dtype), total, grads)
-
-
-def _check_stackable(auxs: PyTree, last: PyTree) -> None:
-    for many, one in zip(jax.tree.leaves(auxs), jax.tree.leaves(last), strict=True):
-        if many.shape[1:] != jnp.shape(one):
+def _check_stackable(plan: Plan) -> None:
+    of_full, of_last = (jax.tree.leaves(_program.results(program)) for program in (plan.program, plan.last))
+    for many, one in zip([leaf.shape for leaf in of_full], [leaf.shape for leaf in of_last], strict=True):
+        if many != one:
             raise ValueError(
-                f"aux has shape {many.shape[1:]} in a full segment but {jnp.shape(one)} in the shorter last one, so it "
-                "cannot be stacked; choose a segment_length that divides the number of time steps, or reduce aux over "
-                "time"
+                f"aux has shape {many} in a full segment but {one} in the shorter last one, so it cannot be stacked; "
+                "choose a segment_length that divides the number of time steps, or reduce aux over time"
             )

@@ -195,12 +195,17 @@ def segment(
       keeps the P-stage running in a layer whose outputs do not reach the loss.
     """
     outputs, state, output, _ = run(cell, params, inputs, carry.state, carry.output, reset)
-    return outputs, Carry(state, output, None), jnp.zeros((), outputs.dtype)
+    return outputs, Carry(state, output, None), _token(outputs)
+
+
+def _token(outputs):
+    """A zero that depends on the outputs, so that it has the axes of a `jax.vmap` which they have."""
+    return 0 * outputs.sum()
 
 
 def _s_stage(cell, options, params, inputs, carry, reset):
     outputs, state, output, past = run(cell, params, inputs, carry.state, carry.output, reset, keep_past=True)
-    primal = outputs, Carry(state, output, None), jnp.zeros((), outputs.dtype)
+    primal = outputs, Carry(state, output, None), _token(outputs)
     return primal, (params, inputs, carry.output, carry.traces, reset, outputs, past)
 
 

@@ -106,6 +106,11 @@ def zeros_like(x: Array, dtype: Any = None) -> Array:
     return place(jnp.zeros_like(x, dtype), x, *spec(x))
 
 
+def zeros(like: Any) -> Array:
+    """Zeros of this type, a `jax.ShapeDtypeStruct`, where it is."""
+    return place(jnp.zeros(like.shape, like.dtype), like, *spec(like))
+
+
 def where(mask: Array, value: Any, x: Array) -> Array:
     """`value` where `mask` `[*batch]` is True, `x` `[*batch, ...]` elsewhere; both placed as `x` is."""
     like_x = lambda a: place(jnp.broadcast_to(a, x.shape), x, *spec(x))  # noqa: E731

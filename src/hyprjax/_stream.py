@@ -1,61 +1,18 @@
-"""`unroll`, and the frame through which a transform gives it a carry.
-
-Called plainly, `unroll` runs from rest. Within a frame, each `unroll` takes the next layer's carry
-(state, last output, traces) in call order and leaves the new one: so a function that uses
-`unroll` becomes one that continues where it stopped.
-"""
+"""`unroll`, one layer over a sequence, and `stream`, which lets a function that uses it continue where it stopped."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _segment
+from hyprjax import _check, _program, _sequence
 from hyprjax._cell import Cell, Params
+from hyprjax._program import Program
 from hyprjax._segment import Carry
-
-
-class Frame:
-    """Carries in, carries out, for the `unroll` calls of one run of a function, in call order."""
-
-    def __init__(self, carry: tuple[Carry, ...] | None, options: _segment.Options | None):
-        self.carry = carry  # None: only the rest carry is asked for, nothing is run
-        self.options = options  # None: no traces
-        self.next_carry: list[Carry] = []
-        self.tokens: list[Array] = []
-        self.trace_state = get_opaque_trace_state(convention="flax")
-
-
-# A user context is part of jit's cache key: a function compiled outside a frame, or in another one,
-# is traced again rather than reused with the wrong carry.
-_current_frame = jax.make_user_context(default_value=None)
-
-
-@contextlib.contextmanager
-def frame(carry: tuple[Carry, ...] | None, options: _segment.Options | None) -> Iterator[Frame]:
-    """Runs the `unroll` calls inside the `with` block from `carry` and collects their new one.
-
-    Raises:
-      ValueError: at the end of the block, if no `unroll` was called, or fewer than the carry has.
-    """
-    entered = Frame(carry, options)
-    with _current_frame(entered):
-        yield entered
-    if not entered.next_carry:
-        raise ValueError(
-            "the function given to a hyprjax transform must call hyprjax.unroll on at least one layer, and called none"
-        )
-    if carry is not None and len(entered.next_carry) != len(carry):
-        raise ValueError(
-            f"the function called unroll {len(entered.next_carry)} times, but its carry is that of {len(carry)} calls; "
-            "the unroll calls must be the same in every segment"
-        )
 
 
 def unroll(
@@ -79,7 +36,9 @@ def unroll(
         outputs[t] = z
     ```
 
-    Inside `hypr_grad`, `hypr_value_and_grad`, `hypr_stream` and `stream` it continues from the carry.
+    In a function given to one of the transforms (`hypr`, `bptt`, `hypr_grad`, `hypr_stream`, `stream`, ...) it
+    continues from the carry, and may stand under `jax.jit`, `jax.vmap`, `jax.checkpoint` and in a `jax.lax.scan` over
+    layers.
 
     Args:
       cell: the neuron model.
@@ -91,8 +50,7 @@ def unroll(
       The neurons' outputs, time first.
 
     Raises:
-      ValueError: shapes that do not fit, an empty sequence, a `step` that changes the state's
-        shape, or a call under a transformation nested inside a hyprjax transform.
+      ValueError: shapes that do not fit, an empty sequence, a `step` that changes the state's shape.
       TypeError: complex inputs, `params` that are not floating, `resets` that are not bool, a
         `step` that changes the state's dtype.
 
@@ -104,74 +62,7 @@ def unroll(
       >>> hj.unroll(cell, params, spikes).shape
       (100, 8, 20)
     """
-    params, inputs, resets = _check.layer(cell, params, inputs, resets)
-    current = _current_frame.value
-    if current is None:
-        start = _segment.rest(cell, params, inputs, None)
-        outputs, *_ = _segment.run(cell, params, inputs, start.state, start.output, resets)
-        return outputs
-    if get_opaque_trace_state(convention="flax") != current.trace_state:
-        raise ValueError(
-            "unroll was called under a jax transformation (jit, vmap, scan, checkpoint, grad, cond, ...) inside a "
-            "function given to a hyprjax transform; call unroll directly in that function and put the "
-            "transformation outside, as in jax.jit(hypr_grad(loss_fn))"
-        )
-
-    rest = _segment.rest(cell, params, inputs, current.options)
-    if current.carry is None:
-        current.next_carry.append(rest)
-        return jnp.broadcast_to(rest.output, (len(inputs), *rest.output.shape))
-    carry = _take(current.carry, len(current.next_carry), rest)
-    if current.options is None:
-        outputs, state, output, _ = _segment.run(cell, params, inputs, carry.state, carry.output, resets)
-        current.next_carry.append(Carry(state, output, None))
-    else:
-        result: Any = _segment.segment(cell, current.options, params, inputs, carry, resets)
-        outputs, next_carry, token = result
-        current.next_carry.append(next_carry)
-        current.tokens.append(token)
-    return outputs
-
-
-def _take(carries: tuple[Carry, ...], index: int, rest: Carry) -> Carry:
-    """The carry of an `unroll` call, checked against the one it would have at rest."""
-    if index >= len(carries):
-        raise ValueError(
-            f"unroll call number {index + 1} has no carry: the function called unroll {len(carries)} times when its "
-            "carry was made; the unroll calls must be the same in every segment"
-        )
-    carry = carries[index]
-    if rest.traces is not None and carry.traces is None:
-        raise ValueError(
-            f"the carry of unroll call number {index + 1} holds no eligibility traces, it was made by stream; "
-            "make it with the init of hypr_stream"
-        )
-    have, want = (carry.state, carry.output), (rest.state, rest.output)
-    if _check.describe(have) != _check.describe(want):
-        raise ValueError(
-            f"unroll call number {index + 1} does not fit its carry: the carry holds {_check.describe(have)}, the call "
-            f"needs {_check.describe(want)}; cell, batch shape and dtype must be the same in every segment"
-        )
-    if rest.traces is not None and jax.tree.map(jnp.shape, carry.traces) != jax.tree.map(jnp.shape, rest.traces):
-        raise ValueError(
-            f"the carry of unroll call number {index + 1} holds eligibility traces of another layer or kind (traces, "
-            "trace_rank); make it with the init of the same hypr_stream"
-        )
-    return carry
-
-
-def rest_carry(
-    fn: Callable[..., Any], options: _segment.Options | None, params: PyTree, xs: PyTree, args: tuple[Any, ...]
-) -> tuple[Carry, ...]:
-    """The carry before `fn(params, xs, *args)` has run at all."""
-
-    @jax.jit  # for the dead code elimination: of `fn`, only what the rest states need is computed
-    def record(params, xs):
-        with frame(None, options) as entered:
-            fn(params, xs, *args)
-        return tuple(entered.next_carry)
-
-    return record(params, xs)
+    return _program.unroll(cell, *_check.layer(cell, params, inputs, resets, in_transform=_program.tracing()))
 
 
 class Stream(NamedTuple):
@@ -186,14 +77,15 @@ class Stream(NamedTuple):
     apply: Callable[..., tuple[Any, tuple[Carry, ...]]]
 
 
-def stream(fn: Callable[..., Any]) -> Stream:
+def stream(fn: Callable[..., Any], *, time_axis: Any = 0) -> Stream:
     """Turns a function that uses `unroll` into one that continues where it stopped.
 
     No traces: for inference, one step at a time or in chunks of any length. `jax.grad` of `apply`
     is backpropagation through the chunk, that is, truncated BPTT.
 
     Args:
-      fn: `(params, x, *args) -> output`; `x` a pytree with time as leading axis.
+      fn: `(params, x, *args, **kwargs) -> output`; `x` a pytree with time as leading axis.
+      time_axis: the time axis of `x`, if it is another; see `hypr`.
 
     Returns:
       A `Stream(init, apply)`. Both raise a ValueError if `fn` calls no `unroll`.
@@ -211,12 +103,21 @@ def stream(fn: Callable[..., Any]) -> Stream:
       True
     """
 
-    def init(params: PyTree, x: PyTree, *args: Any) -> tuple[Carry, ...]:
-        return rest_carry(fn, None, params, x, args)
+    def init(params: PyTree, x: PyTree, *args: Any, **kwargs: Any) -> tuple[Carry, ...]:
+        call = _sequence.call(fn, time_axis, params, x, args, kwargs)
+        program, operands, _ = _sequence.one_segment("stream", call)
+        return _program.rest(program, None, operands)
 
-    def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any) -> tuple[Any, Any]:
-        with frame(carry, None) as entered:
-            output = fn(params, x, *args)
-        return output, tuple(entered.next_carry)
+    def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        call = _sequence.call(fn, time_axis, params, x, args, kwargs)
+        program, operands, _ = _sequence.one_segment("stream", call)
+        carry = _program.check_carry("stream", program, None, operands, carry)
+        results, carry = _apply(program, operands, carry)
+        return jax.tree.unflatten(program.tree, results), carry
 
     return Stream(init, apply)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(program: Program, operands: list[Array], carry: tuple[Carry, ...]) -> tuple[list[Array], tuple[Carry, ...]]:
+    return _program.evaluate(program, None, operands, carry)[:2]

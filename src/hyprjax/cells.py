@@ -8,6 +8,8 @@ initializer `(key, shape) -> array`. `z[t]` is the spike, `I[t]` the synaptic cu
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -86,7 +88,7 @@ def lif(
       A `Cell`. Defaults are those of the paper's evidence accumulation task.
 
     Raises:
-      ValueError: `threshold` is not positive, or `reset` is neither `"subtract"` nor `"zero"`.
+      ValueError: `threshold` is not a positive number, or `reset` is neither `"subtract"` nor `"zero"`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -99,7 +101,7 @@ def lif(
       Bellec et al. 2020, A solution to the learning dilemma for recurrent networks of spiking
       neurons, https://doi.org/10.1038/s41467-020-17236-y
     """
-    _check_positive("lif", threshold=threshold)
+    threshold = _positive("lif", "threshold", threshold)
     if reset not in ("subtract", "zero"):
         raise ValueError(f'lif: reset must be "subtract" or "zero", got {reset!r}')
     spike = spike or surrogate.triangular()
@@ -146,7 +148,7 @@ def cuba_lif(
       A `Cell`. The default time constants are the paper's 20 and 10 ms at steps of 1 ms.
 
     Raises:
-      ValueError: `threshold` is not positive.
+      ValueError: `threshold` is not a positive number.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -159,7 +161,7 @@ def cuba_lif(
       Cramer, Stradmann, Schemmel, Zenke 2020, The Heidelberg Spiking Data Sets for the Systematic
       Evaluation of Spiking Neural Networks, https://arxiv.org/abs/1910.07407
     """
-    _check_positive("cuba_lif", threshold=threshold)
+    threshold = _positive("cuba_lif", "threshold", threshold)
     spike = spike or surrogate.fast_sigmoid()
 
     def step(neuron, state, current):
@@ -210,7 +212,7 @@ def alif(
       A `Cell`.
 
     Raises:
-      ValueError: `threshold` is not positive.
+      ValueError: `threshold` is not a positive number.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -224,7 +226,7 @@ def alif(
       neurons, https://arxiv.org/abs/1803.09574; Bellec et al. 2020,
       https://doi.org/10.1038/s41467-020-17236-y
     """
-    _check_positive("alif", threshold=threshold)
+    threshold = _positive("alif", "threshold", threshold)
     spike = spike or surrogate.triangular()
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
@@ -303,7 +305,7 @@ def ef_adlif(
       A `Cell`. Default ranges and `q` are those of `se_adlif`.
 
     Raises:
-      ValueError: a range is not `(low, high)` with `low <= high`.
+      ValueError: a range is not `(low, high)` with `low <= high`, or `threshold` or `q` is not a positive number.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -316,6 +318,7 @@ def ef_adlif(
       Bittar, Garner 2022, A surrogate gradient spiking baseline for speech command recognition,
       https://doi.org/10.3389/fnins.2022.865897; Baronig et al. 2024, https://arxiv.org/abs/2408.07517
     """
+    threshold, q = _positive("ef_adlif", "threshold", threshold), _positive("ef_adlif", "q", q)
     init, constants = _adlif_parameters("ef_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
     spike = spike or surrogate.slayer()
 
@@ -363,7 +366,7 @@ def se_adlif(
       A `Cell`. Default ranges and `q` are those of the paper's ECG experiment.
 
     Raises:
-      ValueError: a range is not `(low, high)` with `low <= high`.
+      ValueError: a range is not `(low, high)` with `low <= high`, or `threshold` or `q` is not a positive number.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -376,6 +379,7 @@ def se_adlif(
       Baronig, Ferrand, Sabathiel, Legenstein 2024, Advancing Spatio-Temporal Processing in Spiking
       Neural Networks through Adaptation, https://arxiv.org/abs/2408.07517
     """
+    threshold, q = _positive("se_adlif", "threshold", threshold), _positive("se_adlif", "q", q)
     init, constants = _adlif_parameters("se_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
     spike = spike or surrogate.slayer()
 
@@ -421,7 +425,7 @@ def rf(
       A `Cell`. Default ranges are those of `brf`.
 
     Raises:
-      ValueError: `dt` is not positive.
+      ValueError: `dt` or `threshold` is not a positive number.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -434,7 +438,7 @@ def rf(
       Izhikevich 2001, Resonate-and-fire neurons, https://doi.org/10.1016/S0893-6080(01)00078-8;
       Higuchi, Kairat, Bohté, Otte 2024, https://arxiv.org/abs/2402.14603
     """
-    _check_positive("rf", dt=dt)
+    dt, threshold = _positive("rf", "dt", dt), _positive("rf", "threshold", threshold)
     spike = spike or surrogate.double_gaussian()
 
     def step(neuron, state, current):
@@ -480,7 +484,7 @@ def brf(
       A `Cell`. Default ranges are the paper's code's; its ECG experiment uses ω in (3, 5), b' in (0.1, 1).
 
     Raises:
-      ValueError: `dt` is not positive or `gamma` is outside [0, 1).
+      ValueError: `dt` or `threshold` is not a positive number, or `gamma` is outside [0, 1).
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -493,7 +497,7 @@ def brf(
       Higuchi, Kairat, Bohté, Otte 2024, Balanced Resonate-and-Fire Neurons,
       https://arxiv.org/abs/2402.14603
     """
-    _check_positive("brf", dt=dt)
+    dt, threshold, gamma = _positive("brf", "dt", dt), _positive("brf", "threshold", threshold), float(gamma)
     if not 0 <= gamma < 1:
         raise ValueError(f"brf: gamma must be in [0, 1), got {gamma!r}")
     spike = spike or surrogate.double_gaussian()
@@ -590,7 +594,15 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
     return Cell(init, rest, step, cell.weights, f"filtered({cell.name})")
 
 
-def _check_positive(maker: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{maker}: {name} must be positive, got {value!r}")
+def _positive(maker: str, name: str, value: Any) -> float:
+    """The positive number that `value` is, as Python's own, which leaves the dtype of arrays alone."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{maker}: {name} must be one number for all neurons, got {value!r}; what differs between neurons is a "
+            "neuron parameter of a cell of your own"
+        ) from None
+    if not number > 0:
+        raise ValueError(f"{maker}: {name} must be positive, got {value!r}")
+    return number

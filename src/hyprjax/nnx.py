@@ -1,8 +1,9 @@
 """Flax NNX modules over the same functions: layers with parameters of their own, for `nnx.Optimizer` and Orbax.
 
 Needs the extra `flax` (`pip install 'hyprjax[flax]'`). A module keeps parameters, never a carry: that stays with the
-transform, so a model works with `hypr_grad`, `hypr_stream` and `stream` like any function. Split it, differentiate the
-parameters, merge it inside the loss.
+transform, so a model works with every transform like any function. Wrap it with `hypr` under `nnx.value_and_grad`, or,
+for `hypr_grad` and `hypr_stream`, split it with `nnx.split(model, nnx.Param, ...)`, differentiate the parameters and
+merge it inside the loss; docs/ecosystem.md has both, with Dropout and BatchNorm.
 """
 
 from __future__ import annotations

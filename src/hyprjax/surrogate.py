@@ -40,7 +40,7 @@ def from_derivative(derivative: SpikeFn) -> SpikeFn:
     @spike.defjvp
     def spike_jvp(primals, tangents):
         (x,), (dx,) = primals, tangents
-        return spike(x), derivative(x) * dx
+        return spike(x), (derivative(x) * dx).astype(dx.dtype)  # whatever the dtype of the derivative's constants
 
     return spike
 

@@ -1,0 +1,235 @@
+"""A call of a transformed function on a sequence: its arrays, which axis of each is time, and its segments.
+
+Arguments are flattened into operands. One with a time axis is cut, one without is handed to every segment whole. The
+function itself becomes two programs, for a full segment and for a shorter last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from hyprjax import _check, _program, _sharding
+from hyprjax._program import Program
+
+
+class Call(NamedTuple):
+    """The arguments of one call as flat operands.
+
+    Attributes:
+      operands: the arrays among the leaves of `(params, xs, args, kwargs)`, in this order.
+      axes: the time axis of each, or None.
+      of_params: how many are of `params`.
+      steps: length of the sequence.
+      fn: the function of the operands.
+    """
+
+    operands: list[Array]
+    axes: tuple[int | None, ...]
+    of_params: int
+    steps: int
+    fn: Callable[..., PyTree]
+
+
+def call(fn: Callable[..., PyTree], time_axis: Any, params: PyTree, xs: PyTree, args: Any, kwargs: Any) -> Call:
+    """Flattens the arguments; what is not an array (and, in `args` and `kwargs`, a Python number) stays as it is."""
+    steps, of_xs = _check.time_axes(xs, time_axis)
+    leaves, tree = jax.tree.flatten((params, xs, args, kwargs))
+    before, data = len(jax.tree.leaves(params)), len(of_xs)
+    axes = [*[None] * before, *of_xs, *[None] * (len(leaves) - before - data)]
+    traced = [
+        isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        or (i < before + data and isinstance(leaf, bool | int | float | complex))
+        for i, leaf in enumerate(leaves)
+    ]
+
+    def flat(*operands):
+        rest = iter(operands)
+        params, xs, args, kwargs = tree.unflatten(
+            [next(rest) if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
+        )
+        return fn(params, xs, *args, **kwargs)
+
+    chosen = [(leaf, axis) for leaf, axis, is_traced in zip(leaves, axes, traced, strict=True) if is_traced]
+    operands = [jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf for leaf, _ in chosen]
+    return Call(operands, tuple(axis for _, axis in chosen), sum(traced[:before]), steps, flat)
+
+
+class Plan(NamedTuple):
+    """A sequence in segments: `full` ones of `length` steps, and one of `rest` after them (0: none).
+
+    Attributes:
+      length, full, rest: the cut.
+      program: of a full segment.
+      takes: which operands it takes.
+      last: the program of the one after the full ones.
+      last_takes: which operands that takes.
+      axes: the time axis of each operand, or None.
+    """
+
+    length: int
+    full: int
+    rest: int
+    program: Program
+    takes: tuple[int, ...]
+    last: Program
+    last_takes: tuple[int, ...]
+    axes: tuple[int | None, ...]
+
+    @property
+    def last_apart(self) -> Plan:
+        """The same with a last segment of its own, even where that is as long as the others."""
+        return self if self.rest else self._replace(full=self.full - 1, rest=self.length)
+
+    def segment(
+        self, operands: Sequence[Array], start: Any, last: bool
+    ) -> tuple[Program, tuple[int, ...], list[Array]]:
+        """The program of a segment, which operands it takes, and their part of it."""
+        program, takes = (self.last, self.last_takes) if last else (self.program, self.takes)
+        axes = [self.axes[i] for i in takes]
+        return program, takes, cut([operands[i] for i in takes], axes, start, self.steps(last))
+
+    def steps(self, last: bool) -> int:
+        """Of a segment."""
+        return self.rest if last else self.length
+
+
+def plan(name: str, call: Call, length: int) -> tuple[Plan, list[Array]]:
+    """How to run a call in segments of `length`, and its operands: the call's, then what the function closes over."""
+    length = min(length, call.steps)
+    full, rest = divmod(call.steps, length)
+    operands = list(call.operands)
+
+    def trace(steps):
+        shapes = [_shape(x, axis, steps) for x, axis in zip(call.operands, call.axes, strict=True)]
+        program, closed_over = _program.trace(name, call.fn, shapes, steps)
+        return program, (*[_place(operands, x) for x in closed_over], *range(len(call.operands)))
+
+    first = trace(length)
+    last = trace(rest) if rest else first
+    axes = (*call.axes, *[None] * (len(operands) - len(call.operands)))
+    return Plan(length, full, rest, *first, *last, axes), operands
+
+
+def one_segment(name: str, call: Call) -> tuple[Program, list[Array], tuple[int, ...]]:
+    """The program of a call as one segment, its operands, and which of them are parameters."""
+    shapes = [jax.typeof(x) for x in call.operands]
+    program, closed_over = _program.trace(name, call.fn, shapes, call.steps)
+    of_params = range(len(closed_over), len(closed_over) + call.of_params)
+    return program, [*closed_over, *call.operands], tuple(of_params)
+
+
+def result_axes(name: str, plan: Plan, out_time_axis: Any, time_axis: Any) -> tuple[int, ...]:
+    """The time axis of each result of a model."""
+    if out_time_axis is None:
+        out_time_axis = time_axis if isinstance(time_axis, int) else 0
+    if plan.rest:
+        _check.out_time_axes(name, _program.results(plan.last), out_time_axis, plan.rest)
+    return _check.out_time_axes(name, _program.results(plan.program), out_time_axis, plan.length)
+
+
+def _shape(x: Array, axis: int | None, steps: int) -> Any:
+    aval = jax.typeof(x)
+    return aval if axis is None else aval.update(shape=(*x.shape[:axis], steps, *x.shape[axis + 1 :]))
+
+
+def _place(operands: list[Array], x: Any) -> int:
+    """Where `x` is among the operands; it is added if it is not there."""
+    for i, operand in enumerate(operands):
+        if operand is x:
+            return i
+    operands.append(x)
+    return len(operands) - 1
+
+
+def cut(arrays: Sequence[Any], axes: Sequence[int | None], start: Any, steps: int) -> list[Any]:
+    """`steps` from `start` of each array along its time axis; one without, or None, stays whole."""
+    return [
+        x
+        if x is None or axis is None or x.shape[axis] == steps
+        else jax.lax.dynamic_slice_in_dim(x, start, steps, axis)
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+
+
+def join(full: Array | None, rest: Array | None, axis: int) -> Array:
+    """The whole sequence from the stacked pieces of the full segments and that of the last one."""
+    pieces = [] if rest is None else [rest]
+    if full is not None:
+        full = jnp.moveaxis(full, 0, axis)
+        pieces.insert(0, full.reshape(*full.shape[:axis], -1, *full.shape[axis + 2 :]))
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+
+
+Segment = Callable[[Any, Any, bool], tuple[Any, Any]]
+
+
+def scan(plan: Plan, segment: Segment, state: Any) -> tuple[Any, Any, Any]:
+    """`segment(state, start, last) -> (state, y)` over all segments.
+
+    Returns:
+      The last state, the `y` of the full segments, stacked, and that of the last one; None where there is none.
+    """
+    if plan.full == 0:
+        state, y = segment(state, 0, True)
+        return state, None, y
+
+    def full(state, index):
+        state, y = segment(state, index * plan.length, False)
+        return state, (y, index)
+
+    state, (ys, done) = jax.lax.scan(full, state, jnp.arange(plan.full))
+    if plan.rest == 0:
+        return state, ys, None
+
+    def last(state):
+        return segment(state, plan.full * plan.length, True)
+
+    # A branch always taken: without it XLA prepares the last segment's buffers before the loop over the others has
+    # released its own, a third more memory.
+    never = lambda state: jax.tree.map(_sharding.zeros, jax.eval_shape(last, state))  # noqa: E731
+    state, y = jax.lax.cond(done[-1] >= 0, last, never, state)
+    return state, ys, y
+
+
+def default_length(steps: int) -> int:
+    """Of HYPR's segments, about 250 steps; a last segment as long as the others compiles faster."""
+    divisors = [length for length in range(125, 501) if steps % length == 0]
+    if divisors:
+        return min(divisors, key=lambda length: abs(math.log(length / 250)))
+    return math.ceil(steps / max(1, round(steps / 250)))
+
+
+def bptt_length(steps: int) -> int:
+    """Of checkpointed segments: near the square root, where carries and one segment need about the same memory."""
+    root = math.isqrt(steps)
+    divisors = [length for length in range(max(1, root // 2), 2 * root + 1) if steps % length == 0]
+    return min(divisors, key=lambda length: abs(math.log(length / root)), default=root + (root**2 < steps))
+
+
+# --- a model over all segments --------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="keep_carries")
+def run(
+    plan: Plan, axes: tuple[int, ...], operands: Sequence[Array], *, keep_carries: bool = False
+) -> tuple[list[Array], Any]:
+    """The results over the whole sequence, and the carries that entered the segments: of the full ones, of the last."""
+
+    def segment(carry, start, last):
+        program, _, given = plan.segment(operands, start, last)
+        results, next_carry, _ = _program.evaluate(program, None, given, carry)
+        return next_carry, (results, carry if keep_carries else ())
+
+    program, _, given = plan.segment(operands, 0, False)
+    _, full, last = scan(plan, segment, _program.rest(program, None, given))
+    of_full, full_carries = full
+    of_last, last_carry = last or ([None] * len(axes), None)
+    return list(map(join, of_full, of_last, axes)), (full_carries, last_carry)
