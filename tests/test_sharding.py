@@ -57,6 +57,24 @@ def test_gradients_are_those_of_one_device(shape, kind, credit, ambient):
     assert sharded[0]["w_rec"].sharding.is_equivalent_to(NamedSharding(mesh, wanted), 2)
 
 
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+@explicit_and_auto
+def test_wrapped_models_have_the_gradients_of_one_device(kind, wrap):
+    cells, params = make_stack(["brf", "leaky_integrator"], 3, [8, 2])
+    xs = make_data(14, (8,), 3, 2, resets=True)
+
+    def model(params, xs):
+        spikes = hj.unroll(cells[0], params[0], xs["inputs"], resets=xs["resets"])
+        return jax.vmap(lambda z: hj.unroll(cells[1], params[1], z), 1, 1)(spikes)
+
+    wrapped = wrap(model, segment_length=4)
+    gradient = jax.jit(jax.grad(lambda params, xs: jnp.sin(wrapped(params, xs).mean(0)).sum()))
+    mesh = make_mesh((2, 4), kind)
+    with jax.set_mesh(mesh):
+        sharded = gradient(*shard(mesh, params, xs))
+    assert_close(jax.device_get(sharded), jax.device_get(gradient(params, xs)))
+
+
 @pytest.mark.parametrize("name", ["lif", "filtered", "custom"])
 def test_other_cells_and_the_associative_back_end(name):
     cells, params = make_stack([name, "leaky_integrator"], 3, [8, 2], bias=name != "lif")
