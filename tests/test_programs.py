@@ -241,17 +241,19 @@ def whole_gradient(model, wrap, segment_length):
 of_flat = {whole_gradient: cache(whole_gradient), summed_gradient: cache(summed_gradient)}
 
 
-@pytest.mark.parametrize(
-    ("gradient", "how", "segment_length"),
-    [
-        (summed_gradient, "none", 5),
-        (summed_gradient, "segment", 4),
-        (whole_gradient, hj.hypr, 4),
-        (whole_gradient, hj.bptt, 5),
-    ],
-    ids=["hypr_grad", "segment credit", "hypr", "bptt"],
-)
-@pytest.mark.parametrize("name", NESTED)
+CASES = [(name, summed_gradient, "none", 5) for name in NESTED] + [
+    (name, whole_gradient, hj.hypr, 4) for name in NESTED
+]
+FEWER = [
+    *("jit around each layer", "checkpointed layers", "vmap of vmap", "vmap, shared resets", "ensemble of vmaps"),
+    *("vmap of ensembles", "scan over layers", "jit of vmap of scan", "map over sequences", "nnx.vmap of nnx.remat"),
+]
+CASES += [(name, summed_gradient, "segment", 4) for name in FEWER] + [
+    (name, whole_gradient, hj.bptt, 5) for name in FEWER
+]
+
+
+@pytest.mark.parametrize(("name", "gradient", "how", "segment_length"), CASES)
 def test_a_nested_function_has_value_and_gradient_of_the_flat_one(name, gradient, how, segment_length):
     """With segments that divide the sequence, and with others."""
     nested, plain = NESTED[name]

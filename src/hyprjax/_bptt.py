@@ -15,7 +15,12 @@ from hyprjax._sequence import Plan
 
 
 def bptt(
-    fn: Callable[..., PyTree], *, segment_length: int | None = None, time_axis: Any = 0, out_time_axis: Any = None
+    fn: Callable[..., PyTree],
+    *,
+    segment_length: int | None = None,
+    time_axis: Any = 0,
+    out_time_axis: Any = None,
+    check: bool = False,
 ) -> Callable[..., PyTree]:
     """A model whose derivative is exact and needs memory for `T / λ` carries and `λ` steps instead of `T` steps.
 
@@ -35,6 +40,7 @@ def bptt(
         twice that, or the root itself, rounded up, where there is none: neither carries nor steps then need much.
       time_axis: the time axis of `xs`, see `hypr`.
       out_time_axis: that of the outputs, see `hypr`.
+      check: whether a model that mixes time steps is refused, see `hypr`.
 
     Returns:
       A function with the arguments, the value and the gradient of `fn`; reverse mode only.
@@ -58,8 +64,14 @@ def bptt(
     @wraps(fn)
     def model(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
-        plan, operands = _sequence.plan("bptt", call, length or _sequence.bptt_length(call.steps))
-        axes = _sequence.result_axes("bptt", plan, out_time_axis, time_axis)
+        plan, axes, operands = _sequence.model(
+            "bptt",
+            call,
+            length or _sequence.bptt_length(call.steps),
+            time_axis=time_axis,
+            out_time_axis=out_time_axis,
+            check=check,
+        )
         return jax.tree.unflatten(plan.program.tree, _model(plan, axes, *operands))
 
     return model

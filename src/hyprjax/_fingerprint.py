@@ -29,7 +29,22 @@ class _Same:
         return isinstance(other, _Same) and self.value is other.value
 
 
-def fingerprint(jaxpr: jec.Jaxpr, *, rules: bool = True) -> Hashable:
+class Fingerprint:
+    """What a jaxpr does, with a hash that is computed once."""
+
+    def __init__(self, value: Hashable):
+        self.value, self.hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Fingerprint) and self.hash == other.hash and self.value == other.value
+        )
+
+
+def fingerprint(jaxpr: jec.Jaxpr, *, rules: bool = True) -> Fingerprint:
     """Equal for jaxprs with the same equations on the same types, whatever their variables are called.
 
     Args:
@@ -51,7 +66,7 @@ def fingerprint(jaxpr: jec.Jaxpr, *, rules: bool = True) -> Hashable:
 
     entering = [*jaxpr.constvars, *jaxpr.invars]
     types, places = tuple(v.aval for v in entering), tuple(map(atom, entering))
-    return types, places, tuple(map(equation, jaxpr.eqns)), tuple(map(atom, jaxpr.outvars))
+    return Fingerprint((types, places, tuple(map(equation, jaxpr.eqns)), tuple(map(atom, jaxpr.outvars))))
 
 
 def _value(x: Any, rules: bool) -> Hashable:

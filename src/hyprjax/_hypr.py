@@ -46,6 +46,7 @@ def hypr(
     trace_rank: int = 1,
     time_axis: Any = 0,
     out_time_axis: Any = None,
+    check: bool = False,
 ) -> Callable[..., PyTree]:
     """A model whose derivative is HYPR: the same outputs, and under `jax.grad` memory that does not grow with time.
 
@@ -75,6 +76,9 @@ def hypr(
       time_axis: the time axis of `xs`: an int, or a pytree of ints that is a prefix of `xs`, as `in_axes` of
         `jax.vmap`; None for a leaf without time, which is handed to every segment whole.
       out_time_axis: the same for the outputs; by default `time_axis` where that is one int, else 0.
+      check: whether to refuse a function that is another one for another segment length: one in which something
+        between layers or in the outputs mixes or picks time steps, or draws the same random numbers in every segment.
+        What cannot be followed is let through.
 
     Returns:
       A function with the arguments and the value of `fn`. Its derivative with respect to `params`, `args` and `xs`,
@@ -111,8 +115,14 @@ def hypr(
     @wraps(fn)
     def model(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
-        plan, operands = _sequence.plan("hypr", call, length or _sequence.default_length(call.steps))
-        axes = _sequence.result_axes("hypr", plan, out_time_axis, time_axis)
+        plan, axes, operands = _sequence.model(
+            "hypr",
+            call,
+            length or _sequence.default_length(call.steps),
+            time_axis=time_axis,
+            out_time_axis=out_time_axis,
+            check=check,
+        )
         return jax.tree.unflatten(plan.program.tree, _model(plan, options, axes, *operands))
 
     return model
@@ -153,6 +163,7 @@ def hypr_stream(
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
+    check: bool = False,
 ) -> Learner:
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
@@ -183,6 +194,8 @@ def hypr_stream(
         approximation elsewhere; docs/scaling.md has its quality for each neuron model.
       trace_rank: rank of factored traces, at least 1.
       time_axis: the time axis of `xs`, see `hypr`.
+      check: whether to refuse a function that is another one for another segment length, see `hypr`, and a loss of
+        several segments that is not a sum or mean over time steps.
 
     Returns:
       A `Learner(init, value_and_grad)`.
@@ -215,7 +228,7 @@ def hypr_stream(
     ) -> tuple[tuple[Any, PyTree], tuple[Carry, ...]]:
         _check.floating("params", params)
         call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
-        program, operands, of_params = _sequence.one_segment("hypr_stream", call)
+        program, operands, of_params = _sequence.one_segment("hypr_stream", call, check=check)
         _check_loss(program, has_aux)
         carry = _program.check_carry("hypr_stream", program, options, operands, carry)
         results, grads, carry = _one_segment(program, options, operands, of_params, carry, None)
@@ -230,12 +243,13 @@ def hypr_value_and_grad(
     segment_length: int | None = None,
     recurrent_credit: str = "none",
     has_aux: bool = False,
-    reduction: str = "mean",
+    reduction: str | None = None,
     scan: str = "auto",
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
+    check: bool = False,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """`jax.value_and_grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -262,12 +276,15 @@ def hypr_value_and_grad(
       recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; the leaves of `aux` come back stacked, one
         entry per segment.
-      reduction: `"mean"` or `"sum"` over segments.
+      reduction: over segments: `"sum"`, or `"mean"`, weighted by their lengths. By default `"mean"`; with
+        `check`, the one that keeps the value of the loss, a sum or a mean over time steps, found by tracing it.
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
       traces: `"full"` or `"factored"`, see `hypr_stream`.
       trace_rank: see `hypr_stream`.
       time_axis: the time axis of `xs`, see `hypr`.
+      check: whether to refuse a function that is another one for another segment length, see `hypr`, and a loss of
+        several segments that is not a sum or mean over time steps.
 
     Returns:
       `f(params, xs, *args) -> (loss, grads)`, or `((loss, aux), grads)`. `xs` is a pytree whose
@@ -295,18 +312,25 @@ def hypr_value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
-    _check.choice("reduction", reduction, ("mean", "sum"))
+    _check.choice("reduction", reduction, (None, "mean", "sum"))
     length = _check.positive_int("segment_length", segment_length, optional=True)
     options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
 
     def value_and_grad(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         _check.floating("params", params)
         call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
-        plan, operands = _sequence.plan("hypr_grad", call, length or _sequence.default_length(call.steps))
+        length_here = length or _sequence.default_length(call.steps)
+        plan, operands, found = _sequence.plan("hypr_grad", call, length_here, check=check)
         for program in (plan.program, plan.last):
             _check_loss(program, has_aux)
         _check_stackable(plan)
-        results, grads = _value_and_grad(plan.last_apart, options, reduction, call.of_params, operands)
+        if reduction is None and found == "neither":
+            raise ValueError(
+                "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, or one without "
+                "time beside a sum, counted once per segment; divide by the number of steps, or set reduction"
+            )
+        reduce = reduction or found or "mean"
+        results, grads = _value_and_grad(plan.last_apart, options, reduce, call.of_params, operands)
         return _loss(plan.last, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)
 
     return value_and_grad
@@ -337,12 +361,13 @@ def hypr_grad(
     segment_length: int | None = None,
     recurrent_credit: str = "none",
     has_aux: bool = False,
-    reduction: str = "mean",
+    reduction: str | None = None,
     scan: str = "auto",
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
+    check: bool = False,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -371,6 +396,7 @@ def hypr_grad(
         traces=traces,
         trace_rank=trace_rank,
         time_axis=time_axis,
+        check=check,
     )
 
     def grad(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:

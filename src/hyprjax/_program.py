@@ -278,7 +278,7 @@ def _enter_checkpoint(eqn, operands, layer, entering):
 
 def _enter_scan(eqn, operands, layer, entering):
     """A scan over layers: their carries are scanned along."""
-    closed, consts, carried = eqn.params["jaxpr"], *_scan_lengths(eqn)
+    closed, consts, carried = eqn.params["jaxpr"], *scan_lengths(eqn)
     consts, carry, xs = operands[:consts], operands[consts : consts + carried], operands[consts + carried :]
 
     def body(carry, at_layer):
@@ -291,7 +291,7 @@ def _enter_scan(eqn, operands, layer, entering):
     return [*carry, *ys], leaving
 
 
-def _scan_lengths(eqn: jec.JaxprEqn) -> tuple[int, int]:
+def scan_lengths(eqn: jec.JaxprEqn) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are its carry."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]

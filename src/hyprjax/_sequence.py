@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _program, _sharding
+from hyprjax import _check, _program, _sharding, _time
 from hyprjax._program import Program
 
 
@@ -101,11 +101,20 @@ class Plan(NamedTuple):
         return self.rest if last else self.length
 
 
-def plan(name: str, call: Call, length: int) -> tuple[Plan, list[Array]]:
-    """How to run a call in segments of `length`, and its operands: the call's, then what the function closes over."""
+def plan(
+    name: str, call: Call, length: int, *, check: bool, results: Any = "loss"
+) -> tuple[Plan, list[Array], str | None]:
+    """How to run a call in segments of `length`.
+
+    With `check`, a program that differs from that of the whole sequence is refused; `results` as in `_time.check`, or a
+    function that makes it from the program.
+
+    Returns:
+      The plan, its operands (those of the call, then what the function closes over), and what `_time.check` finds.
+    """
     length = min(length, call.steps)
     full, rest = divmod(call.steps, length)
-    operands = list(call.operands)
+    operands, reduction = list(call.operands), None
 
     def trace(steps):
         shapes = [_shape(x, axis, steps) for x, axis in zip(call.operands, call.axes, strict=True)]
@@ -114,25 +123,52 @@ def plan(name: str, call: Call, length: int) -> tuple[Plan, list[Array]]:
 
     first = trace(length)
     last = trace(rest) if rest else first
+    if check and length < call.steps:
+        followed, takes = first if length > 1 else trace(2)  # time along an axis of one step cannot be told from others
+        of_takes = tuple(None if i >= len(call.axes) else call.axes[i] for i in takes)
+        steps = max(length, 2)
+        expected = results(followed, steps) if callable(results) else results
+        twin = _twin(trace, last, steps, rest) if results == "loss" else None
+        reduction = _time.check(name, followed, of_takes, steps, expected, segments=True, twin=twin)
     axes = (*call.axes, *[None] * (len(operands) - len(call.operands)))
-    return Plan(length, full, rest, *first, *last, axes), operands
+    return Plan(length, full, rest, *first, *last, axes), operands, reduction
 
 
-def one_segment(name: str, call: Call) -> tuple[Program, list[Array], tuple[int, ...]]:
+def _twin(trace: Callable[[int], Any], last: tuple[Program, Any], steps: int, rest: int) -> tuple[Program, int] | None:
+    """The program at a length other than `steps`; None if the function takes no other."""
+    if rest not in (0, 1, steps):
+        return last[0], rest
+    try:
+        return trace(steps + 1)[0], steps + 1
+    except Exception:
+        return None
+
+
+def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program, list[Array], tuple[int, ...]]:
     """The program of a call as one segment, its operands, and which of them are parameters."""
     shapes = [jax.typeof(x) for x in call.operands]
     program, closed_over = _program.trace(name, call.fn, shapes, call.steps)
+    if check and call.steps > 1:
+        axes = (*[None] * len(closed_over), *call.axes)
+        _time.check(name, program, axes, call.steps, "anything", segments=False)
     of_params = range(len(closed_over), len(closed_over) + call.of_params)
     return program, [*closed_over, *call.operands], tuple(of_params)
 
 
-def result_axes(name: str, plan: Plan, out_time_axis: Any, time_axis: Any) -> tuple[int, ...]:
-    """The time axis of each result of a model."""
+def model(
+    name: str, call: Call, length: int, *, time_axis: Any, out_time_axis: Any, check: bool
+) -> tuple[Plan, tuple[int, ...], list[Array]]:
+    """How to run a model in segments of `length`, the time axis of each of its results, and its operands."""
     if out_time_axis is None:
         out_time_axis = time_axis if isinstance(time_axis, int) else 0
-    if plan.rest:
-        _check.out_time_axes(name, _program.results(plan.last), out_time_axis, plan.rest)
-    return _check.out_time_axes(name, _program.results(plan.program), out_time_axis, plan.length)
+
+    def axes(program, steps):
+        return _check.out_time_axes(name, _program.results(program), out_time_axis, steps)
+
+    made, operands, _ = plan(name, call, length, check=check, results=axes)
+    if made.rest:
+        axes(made.last, made.rest)
+    return made, axes(made.program, made.length), operands
 
 
 def _shape(x: Array, axis: int | None, steps: int) -> Any:
