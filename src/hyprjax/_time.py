@@ -202,7 +202,7 @@ def _power(name: str, powers: list[int | None]) -> int | None:
         return None
     if name in _POWERS:
         return known[0] - known[1] if name == "div" else sum(known)
-    return known[0] if name in _LINEAR | _ADDS or not any(known) else None
+    return None if any(known) and name not in _LINEAR | _ADDS else next(iter(known), 0)
 
 
 _ADDS = {"add", "sub", "add_any", "max", "min"}
