@@ -107,7 +107,8 @@ hyprjax.plot.membrane(izhikevich, layer | {"w_in": jnp.full((1, 1), 1.5)}, windo
 
 # %%
 task = hj.data.delayed_match(256, seed=0, symbols=2, cue_steps=20, delay_steps=20, recall_steps=20, group=2, rate=0.5)
-batch = {"inputs": task.inputs, "targets": jnp.broadcast_to(task.targets, task.mask.shape), "mask": task.mask}
+targets, weights = jnp.broadcast_to(task.targets, task.mask.shape), task.mask / task.mask.sum()  # of each step
+batch = {"inputs": task.inputs, "targets": targets, "weights": weights}
 
 readout = hj.leaky_integrator(tau=10.0)
 k1, k2 = jax.random.split(jax.random.key(0))
@@ -122,7 +123,7 @@ def loss_fn(params, xs):
     spikes = hj.unroll(izhikevich, params["hidden"], xs["inputs"])
     logits = hj.unroll(readout, params["readout"], spikes)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, xs["targets"])
-    return (losses * xs["mask"]).sum() / xs["mask"].sum()
+    return (losses * xs["weights"]).sum()  # a sum over steps, so that it may be cut into segments
 
 
 def cosine(a, b):
@@ -132,5 +133,5 @@ def cosine(a, b):
 
 exact = jax.jit(jax.grad(loss_fn))(params, batch)
 for length, credit in [(80, "segment"), (80, "none"), (20, "none"), (1, "none")]:
-    grads = jax.jit(hj.hypr_grad(loss_fn, segment_length=length, recurrent_credit=credit, reduction="sum"))
+    grads = jax.jit(hj.hypr_grad(loss_fn, segment_length=length, recurrent_credit=credit))
     print(f"segments of {length:3}, credit {credit:8}: cosine {cosine(grads(params, batch), exact):.4f}")

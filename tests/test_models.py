@@ -365,3 +365,14 @@ def test_a_flax_module(wrap):
         for a, b in zip(jax.tree.leaves(grads[name]), jax.tree.leaves(exact[name]), strict=True):
             assert np.allclose(a, b, atol=1e-5)
     assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["hidden"]))
+
+
+def test_what_a_loss_closes_over_is_a_constant_even_if_it_is_an_argument_too():
+    """An anchor or a target, as under `jax.grad`: neither cut along time nor differentiated."""
+    params, xs = hj.init_layer(jax.random.key(0), hj.lif(), 3, 4, recurrent=True), jnp.ones((60, 2, 3))
+    plain = lambda p, x: hj.unroll(hj.lif(), p, x).mean()  # noqa: E731
+    anchored = lambda p, x: plain(p, x) + (p["w_in"] * params["w_in"]).sum() + xs.mean()  # noqa: E731
+    value, grads = hj.hypr_value_and_grad(anchored, segment_length=20)(params, xs)
+    of_plain, plain_grads = hj.hypr_value_and_grad(plain, segment_length=20)(params, xs)
+    assert jnp.allclose(value, of_plain + jnp.square(params["w_in"]).sum() + 1, rtol=1e-6)
+    assert jnp.allclose(grads["w_in"], plain_grads["w_in"] + params["w_in"], rtol=1e-6)

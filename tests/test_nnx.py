@@ -101,3 +101,27 @@ def test_an_optimizer_trains_a_model_and_orbax_keeps_it(tmp_path):
         restored = checkpointer.restore(tmp_path / "model", empty)
     nnx.replace_by_pure_dict(state, restored)
     assert jnp.array_equal(nnx.merge(graph, state)(xs["inputs"]), model(xs["inputs"]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation"),
+    [
+        (lambda rngs: nnx.Dropout(0.2, rngs=rngs), "random_bits draws the same random numbers in every segment"),
+        (lambda rngs: nnx.BatchNorm(5, rngs=rngs), "combines time steps with a sum over time"),
+    ],
+)
+def test_dropout_with_its_own_key_and_batch_statistics_over_time_are_refused(layer, operation):
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden, self.between = Recurrent(hj.lif(), 3, 5, rngs=rngs), layer(rngs)
+            self.readout = Readout(5, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.readout(self.between(self.hidden(x)))
+
+    graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+    model = lambda params, x, rest: nnx.merge(graph, params, rest)(x)  # noqa: E731
+    xs = jnp.ones((20, 4, 3), jnp.float32)
+    for transform in (hj.hypr(model, segment_length=5), hj.bptt(model, segment_length=5)):
+        with pytest.raises(ValueError, match=f"what enters unroll is not the same .*{operation}"):
+            transform(params, xs, rest)

@@ -20,7 +20,7 @@ def bptt(
     segment_length: int | None = None,
     time_axis: Any = 0,
     out_time_axis: Any = None,
-    check: bool = False,
+    check: bool = True,
 ) -> Callable[..., PyTree]:
     """A model whose derivative is exact and needs memory for `T / λ` carries and `λ` steps instead of `T` steps.
 

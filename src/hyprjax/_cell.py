@@ -104,6 +104,18 @@ class Cell(NamedTuple):
     constants: tuple[tuple[str, Any], ...] = ()
 
 
+def is_cell(caller: str, cell: Any) -> None:
+    """Refuses what is not a neuron model."""
+    if all(callable(getattr(cell, name, None)) for name in ("init", "rest", "step")):
+        return
+    name = getattr(cell, "__name__", None)
+    if callable(cell) and name:
+        raise TypeError(f"{caller}: the cell is the function {name}; call it, as in hj.{name}()")
+    raise TypeError(
+        f"{caller}: the cell must be a Cell, as hj.lif() makes it, got {cell!r:.60} of type {type(cell).__name__}"
+    )
+
+
 def init_layer(
     key: PRNGKeyArray,
     cell: Cell,
@@ -134,6 +146,7 @@ def init_layer(
 
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int.
+      TypeError: `cell` is not a cell.
 
     Examples:
       >>> import jax, hyprjax as hj
@@ -141,6 +154,7 @@ def init_layer(
       >>> jax.tree.map(lambda p: p.shape, params)
       {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
     """
+    is_cell("init_layer", cell)
     for name, size in (("n_in", n_in), ("n_out", n_out)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")

@@ -13,7 +13,8 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from hyprjax._cell import Cell, Params
+from hyprjax._axis import FREE, Analysis, Value
+from hyprjax._cell import Cell, Params, is_cell
 
 
 def describe(tree: PyTree) -> str:
@@ -188,12 +189,16 @@ def layer(
     cell: Cell, params: Params, inputs: Array, resets: Array | None, *, in_transform: bool = False
 ) -> tuple[Params, Array, Array | None]:
     """Checks the arguments of `unroll` and brings parameters and inputs to their common dtype."""
+    is_cell("unroll", cell)
     if not (isinstance(params, dict) and {"w_in", "neuron"} <= params.keys() <= {"w_in", "w_rec", "bias", "neuron"}):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise ValueError(
             f"unroll: params must be a dict with keys w_in, neuron and optionally w_rec, bias, as init_layer returns; "
             f"got {got}"
         )
+    for name in ("bias", "w_rec"):
+        if name in params and params[name] is None:
+            raise ValueError(f'unroll: params["{name}"] is None; leave the key out for a layer without it')
     floating("params", params)
     inputs = jnp.asarray(inputs)
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
@@ -266,6 +271,7 @@ def _cell_shapes(cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, 
     """
     like = jax.ShapeDtypeStruct((*batch_shape, n), dtype)
     neuron = neuron.unflatten([jax.ShapeDtypeStruct((n,), dtype)] * neuron.num_leaves)
+    _neuron_names(cell, neuron, n)
     rest = jax.eval_shape(lambda neuron: cell.rest(neuron, batch_shape, dtype), neuron)
     if not jax.tree.leaves(rest):
         raise ValueError("unroll: cell.rest returned no arrays; a cell needs at least one state variable")
@@ -281,12 +287,47 @@ def _cell_shapes(cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, 
     for path, leaf in tree_leaves_with_path({"state": state, "output": output}):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise _cell_error("step", f"the {path[0].key}{keystr(path[1:])}", leaf, like)
+    for axis in range(like.ndim):
+        _apart(cell, jaxpr, like, axis)
     if any(isinstance(const, Tracer) for const in [*jaxpr.consts, *_of_derivative(cell.step, neuron, rest, like)]):
         raise ClosesOverTracerError(
             f"unroll: step of the cell {cell.name!r} (or its derivative) closes over a traced array, which a hyprjax "
             "transform cannot follow into the segments; make it a neuron parameter: cell.init returns it as [n], step "
             "reads it from neuron"
         )
+
+
+def _neuron_names(cell: Cell, neuron: Any, n: int) -> None:
+    """Refuses neuron parameters that are not those of the cell."""
+    try:
+        own = jax.eval_shape(lambda: cell.init(jax.random.key(0), n))
+    except Exception:  # an init of other arguments; parameters may be made by hand
+        return
+    if jax.tree.structure(own) != jax.tree.structure(neuron):
+        has, needs = ({keystr(path) for path, _ in tree_leaves_with_path(tree)} for tree in (neuron, own))
+        raise ValueError(
+            f'unroll: params["neuron"] has {", ".join(sorted(has)) or "nothing"}, but the cell {cell.name!r} has '
+            f"{', '.join(sorted(needs)) or 'nothing'}; give the layer the cell that it was made with, by init_layer"
+        )
+
+
+def _apart(cell: Cell, step: Any, like: jax.ShapeDtypeStruct, axis: int) -> None:
+    """Refuses a step, `[n]` and `[*batch, n]` arrays to such, that mixes neurons or batch elements or draws numbers."""
+    neurons, size = axis == like.ndim - 1, like.shape[axis]
+
+    def entering(aval):
+        place = axis - like.ndim + len(aval.shape)  # aligned at the right, as arrays are
+        return Value("along", place) if size > 1 and place >= 0 and aval.shape[place] == size else FREE
+
+    values = [entering(v.aval) for v in [*step.jaxpr.constvars, *step.jaxpr.invars]]
+    analysis = Analysis("neurons" if neurons else "batch elements", (size, size), apart=True)
+    for value in analysis.run(step.jaxpr, values):
+        if value.kind == "bad":
+            raise ValueError(
+                f"unroll: step of the cell {cell.name!r} is not element-wise, which its eligibility traces need: "
+                f"{value.reason}; let neurons act on each other through w_rec, take statistics outside of step, and "
+                "give random numbers, as all that changes from step to step, as inputs"
+            )
 
 
 def _of_derivative(step: Any, *args: Any) -> list[Any]:

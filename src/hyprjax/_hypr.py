@@ -46,7 +46,7 @@ def hypr(
     trace_rank: int = 1,
     time_axis: Any = 0,
     out_time_axis: Any = None,
-    check: bool = False,
+    check: bool = True,
 ) -> Callable[..., PyTree]:
     """A model whose derivative is HYPR: the same outputs, and under `jax.grad` memory that does not grow with time.
 
@@ -163,7 +163,7 @@ def hypr_stream(
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
-    check: bool = False,
+    check: bool = True,
 ) -> Learner:
     """HYPR on an endless stream: loss and gradient of one segment after another, at constant memory.
 
@@ -249,7 +249,7 @@ def hypr_value_and_grad(
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
-    check: bool = False,
+    check: bool = True,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """`jax.value_and_grad` with HYPR: memory does not grow with the length of the sequence.
 
@@ -276,8 +276,9 @@ def hypr_value_and_grad(
       recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
       has_aux: whether `loss_fn` returns `(loss, aux)`; the leaves of `aux` come back stacked, one
         entry per segment.
-      reduction: over segments: `"sum"`, or `"mean"`, weighted by their lengths. By default `"mean"`; with
-        `check`, the one that keeps the value of the loss, a sum or a mean over time steps, found by tracing it.
+      reduction: over segments: `"sum"`, or `"mean"`, weighted by their lengths. By default the one that keeps the value
+        of the loss, a sum or a mean over time steps, found by tracing it; `"mean"` where that is not seen, or not
+        looked at (`check=False`).
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
       traces: `"full"` or `"factored"`, see `hypr_stream`.
@@ -367,7 +368,7 @@ def hypr_grad(
     traces: str = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
-    check: bool = False,
+    check: bool = True,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 

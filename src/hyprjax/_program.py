@@ -30,6 +30,7 @@ from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, Float, PyTree
 
 from hyprjax import _check, _segment
+from hyprjax._axis import scan_lengths
 from hyprjax._cell import Cell, Params
 from hyprjax._fingerprint import fingerprint
 from hyprjax._segment import Carry, Options
@@ -289,14 +290,6 @@ def _enter_scan(eqn, operands, layer, entering):
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
     carry, (ys, leaving) = jax.lax.scan(body, carry, (xs, entering), **options)
     return [*carry, *ys], leaving
-
-
-def scan_lengths(eqn: jec.JaxprEqn) -> tuple[int, int]:
-    """How many operands of a scan are constants, and how many are its carry."""
-    if "num_consts" in eqn.params:
-        return eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, _ = map(len, eqn.params["ft_in"].unpack())  # jax 0.12
-    return consts, carry
 
 
 _ENTER: dict[str, Callable[..., tuple[list, list]]] = {

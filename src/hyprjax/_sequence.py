@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -114,34 +114,39 @@ def plan(
     """
     length = min(length, call.steps)
     full, rest = divmod(call.steps, length)
-    operands, reduction = list(call.operands), None
+    constants: list[Array] = []
 
+    @cache
     def trace(steps):
         shapes = [_shape(x, axis, steps) for x, axis in zip(call.operands, call.axes, strict=True)]
-        program, closed_over = _program.trace(name, call.fn, shapes, steps)
-        return program, (*[_place(operands, x) for x in closed_over], *range(len(call.operands)))
+        return _program.trace(name, call.fn, shapes, steps)
 
-    first = trace(length)
-    last = trace(rest) if rest else first
-    if check and length < call.steps:
-        followed, takes = first if length > 1 else trace(2)  # time along an axis of one step cannot be told from others
-        of_takes = tuple(None if i >= len(call.axes) else call.axes[i] for i in takes)
-        steps = max(length, 2)
-        expected = results(followed, steps) if callable(results) else results
-        twin = _twin(trace, last, steps, rest) if results == "loss" else None
-        reduction = _time.check(name, followed, of_takes, steps, expected, segments=True, twin=twin)
-    axes = (*call.axes, *[None] * (len(operands) - len(call.operands)))
-    return Plan(length, full, rest, *first, *last, axes), operands, reduction
+    def takes(arrays):
+        """Constants stand behind the operands of the call: the same array as one of those is not differentiated."""
+        return (*[len(call.operands) + _place(constants, x) for x in arrays], *range(len(call.operands)))
+
+    (program, closed_over), (last, also_closed_over) = trace(length), trace(rest or length)
+    reduction = _followed(name, call, trace, length, rest, results) if check and length < call.steps else None
+    of_full, of_last = takes(closed_over), takes(also_closed_over)
+    axes = (*call.axes, *[None] * len(constants))
+    return Plan(length, full, rest, program, of_full, last, of_last, axes), [*call.operands, *constants], reduction
 
 
-def _twin(trace: Callable[[int], Any], last: tuple[Program, Any], steps: int, rest: int) -> tuple[Program, int] | None:
-    """The program at a length other than `steps`; None if the function takes no other."""
-    if rest not in (0, 1, steps):
-        return last[0], rest
-    try:
-        return trace(steps + 1)[0], steps + 1
-    except Exception:
-        return None
+def _followed(name: str, call: Call, trace: Callable[[int], Any], length: int, rest: int, results: Any) -> str | None:
+    """What `_time.check` finds of a call in segments of `length`; `trace` makes the program of one."""
+    length = max(length, 2)  # time along an axis of one step cannot be told from others
+    program, closed_over = trace(length)
+    twin = None
+    if results == "loss":
+        other = rest if rest not in (0, 1, length) else length + 1
+        try:
+            twin = trace(other)[0], other
+        except Exception:  # a function that takes no other length; the same errors come from the first trace
+            twin = None
+    elif callable(results):
+        results = results(program, length)
+    axes = (*[None] * len(closed_over), *call.axes)
+    return _time.check(name, program, axes, length, results, segments=True, twin=twin)
 
 
 def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program, list[Array], tuple[int, ...]]:
@@ -176,13 +181,13 @@ def _shape(x: Array, axis: int | None, steps: int) -> Any:
     return aval if axis is None else aval.update(shape=(*x.shape[:axis], steps, *x.shape[axis + 1 :]))
 
 
-def _place(operands: list[Array], x: Any) -> int:
-    """Where `x` is among the operands; it is added if it is not there."""
-    for i, operand in enumerate(operands):
-        if operand is x:
+def _place(arrays: list[Array], x: Any) -> int:
+    """Where `x` is among the arrays; it is added if it is not there."""
+    for i, array in enumerate(arrays):
+        if array is x:
             return i
-    operands.append(x)
-    return len(operands) - 1
+    arrays.append(x)
+    return len(arrays) - 1
 
 
 def cut(arrays: Sequence[Any], axes: Sequence[int | None], start: Any, steps: int) -> list[Any]:
