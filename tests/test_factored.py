@@ -14,8 +14,9 @@ def gradients(names, sizes, *, rank, length=4, batch=(3,), steps=15, resets=Fals
     """With factored traces, and with full ones."""
     cells, params = make_stack(names, 3, sizes)
     xs, loss_fn = make_data(steps, batch, 3, sizes[-1], resets=resets), make_loss(cells)
-    factored = hj.hypr_grad(loss_fn, segment_length=length, traces="factored", trace_rank=rank, **options)
-    return jax.jit(factored)(params, xs), jax.jit(hj.hypr_grad(loss_fn, segment_length=length, **options))(params, xs)
+    options |= {"segment_length": length, "reduction": "mean"}
+    factored = hj.hypr_grad(loss_fn, traces="factored", trace_rank=rank, **options)
+    return jax.jit(factored)(params, xs), jax.jit(hj.hypr_grad(loss_fn, **options))(params, xs)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
