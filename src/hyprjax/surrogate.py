@@ -1,7 +1,8 @@
 """Spike functions: the Heaviside step forward, a surrogate derivative in every derivative.
 
-Each maker returns a function `spike(x)` of the distance to threshold, 1 where `x > 0` and 0
-elsewhere, whose derivative is replaced by the surrogate's through a `jax.custom_jvp`.
+Each maker returns a function `spike(x)` of the distance to threshold, 1 where `x > 0`, NaN where `x` is NaN and 0
+elsewhere, whose derivative is replaced by the surrogate's through a `jax.custom_jvp`. NaN is handed on, in the
+derivative too, so that a broken input shows in the loss instead of silencing neurons.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def from_derivative(derivative: SpikeFn) -> SpikeFn:
     """Makes a spike function whose derivative at `x` is `derivative(x)`.
 
     Args:
-      derivative: element-wise function of the distance to threshold.
+      derivative: element-wise function of the distance to threshold. Where that is NaN, the derivative of the spike
+        function is NaN, whatever this one says.
 
     Returns:
       A spike function.
@@ -31,11 +33,16 @@ def from_derivative(derivative: SpikeFn) -> SpikeFn:
       >>> float(spike(0.0)), float(jax.grad(spike)(0.0))
       (0.0, 1.0)
     """
+    return _spike(lambda x: _hand_on_nan(x, derivative(x)))
+
+
+def _spike(derivative: SpikeFn) -> SpikeFn:
+    """A spike function from a derivative that is NaN at NaN by itself; looking for it again would cost time."""
 
     @jax.custom_jvp
     def spike(x: Float[Array, "..."]) -> Float[Array, "..."]:
         x = jnp.asarray(x)
-        return (x > 0).astype(x.dtype)
+        return _hand_on_nan(x, (x > 0).astype(x.dtype))
 
     @spike.defjvp
     def spike_jvp(primals, tangents):
@@ -43,6 +50,11 @@ def from_derivative(derivative: SpikeFn) -> SpikeFn:
         return spike(x), (derivative(x) * dx).astype(dx.dtype)  # whatever the dtype of the derivative's constants
 
     return spike
+
+
+def _hand_on_nan(x: Array, y: Array) -> Array:
+    """`y`, but NaN where `x` is NaN: a comparison with NaN is False and would end it here."""
+    return jnp.where(jnp.isnan(x), jnp.nan, y)
 
 
 def _normal_pdf(x: Array, sigma: float) -> Array:
@@ -67,9 +79,7 @@ def double_gaussian(sigma: float = 0.5, scale: float = 6.0, height: float = 0.15
       >>> round(float(jax.grad(surrogate.double_gaussian())(0.0)), 4)
       0.4388
     """
-    return from_derivative(
-        lambda x: gamma * ((1 + height) * _normal_pdf(x, sigma) - 2 * height * _normal_pdf(x, scale * sigma))
-    )
+    return _spike(lambda x: gamma * ((1 + height) * _normal_pdf(x, sigma) - 2 * height * _normal_pdf(x, scale * sigma)))
 
 
 def slayer(alpha: float = 5.0, c: float = 0.4) -> SpikeFn:
@@ -88,7 +98,7 @@ def slayer(alpha: float = 5.0, c: float = 0.4) -> SpikeFn:
       >>> round(float(jax.grad(surrogate.slayer())(0.0)), 4)
       1.0
     """
-    return from_derivative(lambda x: 0.5 * c * alpha * jnp.exp(-alpha * jnp.abs(x)))
+    return _spike(lambda x: 0.5 * c * alpha * jnp.exp(-alpha * jnp.abs(x)))
 
 
 def fast_sigmoid(slope: float = 10.0) -> SpikeFn:
@@ -106,7 +116,7 @@ def fast_sigmoid(slope: float = 10.0) -> SpikeFn:
       >>> round(float(jax.grad(surrogate.fast_sigmoid())(0.1)), 4)
       0.25
     """
-    return from_derivative(lambda x: 1 / jnp.square(1 + slope * jnp.abs(x)))
+    return _spike(lambda x: 1 / jnp.square(1 + slope * jnp.abs(x)))
 
 
 def triangular(gamma: float = 0.3, width: float = 1.0) -> SpikeFn:
@@ -125,7 +135,7 @@ def triangular(gamma: float = 0.3, width: float = 1.0) -> SpikeFn:
       >>> round(float(jax.grad(surrogate.triangular())(0.5)), 4)
       0.15
     """
-    return from_derivative(lambda x: gamma * jnp.maximum(0.0, 1 - jnp.abs(x) / width))
+    return _spike(lambda x: gamma * jnp.maximum(0.0, 1 - jnp.abs(x) / width))
 
 
 def arctan(alpha: float = 2.0) -> SpikeFn:
@@ -143,7 +153,7 @@ def arctan(alpha: float = 2.0) -> SpikeFn:
       >>> round(float(jax.grad(surrogate.arctan())(0.0)), 4)
       1.0
     """
-    return from_derivative(lambda x: 0.5 * alpha / (1 + jnp.square(0.5 * jnp.pi * alpha * x)))
+    return _spike(lambda x: 0.5 * alpha / (1 + jnp.square(0.5 * jnp.pi * alpha * x)))
 
 
 def gaussian(sigma: float = 0.5, gamma: float = 1.0) -> SpikeFn:
@@ -162,4 +172,4 @@ def gaussian(sigma: float = 0.5, gamma: float = 1.0) -> SpikeFn:
       >>> round(float(jax.grad(surrogate.gaussian())(0.0)), 4)
       0.7979
     """
-    return from_derivative(lambda x: gamma * _normal_pdf(x, sigma))
+    return _spike(lambda x: gamma * _normal_pdf(x, sigma))
