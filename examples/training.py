@@ -82,31 +82,39 @@ def value_and_grad(loss_fn, rule, segment_length=None):
     return hj.hypr_value_and_grad(loss_fn, segment_length=segment_length, recurrent_credit=credit)
 
 
-def learner(network: Network, rule: str, optimiser: optax.GradientTransformation, segment_length: int | None = None):
+def learner(
+    network: Network,
+    rule: str,
+    optimiser: optax.GradientTransformation,
+    segment_length: int | None = None,
+    project: bool = True,
+):
     """How a rule learns from a batch: `(params, optimiser state, batch) -> (params, optimiser state, loss)`.
 
-    The rules that end in "online" update after every segment, the others once.
+    The rules that end in "online" update after every segment, the others once. With `project`, an update ends with
+    `hj.project`.
     """
-    step = _online if rule.endswith("online") else _offline
-    return step(network.loss, rule, optimiser, segment_length)
+
+    def update(params, state, grads):
+        changes, state = optimiser.update(grads, state, params)
+        params = optax.apply_updates(params, changes)
+        return hj.project(network.cells, params) if project else params, state
+
+    learn = _online if rule.endswith("online") else _offline
+    return learn(network.loss, rule, update, segment_length)
 
 
-def _apply(optimiser, params, state, grads):
-    changes, state = optimiser.update(grads, state, params)
-    return optax.apply_updates(params, changes), state
-
-
-def _offline(loss_fn, rule, optimiser, segment_length):
+def _offline(loss_fn, rule, update, segment_length):
     gradient = value_and_grad(loss_fn, rule, segment_length)
 
     def learn(params, state, batch):
         loss, grads = gradient(params, batch)
-        return *_apply(optimiser, params, state, grads), loss
+        return *update(params, state, grads), loss
 
     return learn
 
 
-def _online(loss_fn, rule, optimiser, segment_length):
+def _online(loss_fn, rule, update, segment_length):
     """State (and traces) at rest at the start of the batch; the same segments for HYPR and truncated BPTT."""
     if rule == "hypr-online":
         init, value_and_grad = hj.hypr_stream(loss_fn)
@@ -122,16 +130,16 @@ def _online(loss_fn, rule, optimiser, segment_length):
         length = min(segment_length or ONLINE_LENGTH, steps)
         cut = lambda start, n: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, n), batch)  # noqa: E731
 
-        def update(learning, start, n=length):
+        def learn_segment(learning, start, n=length):
             params, state, carry = learning
             (loss, grads), carry = value_and_grad(params, carry, cut(start, n))
-            return (*_apply(optimiser, params, state, grads), carry), loss
+            return (*update(params, state, grads), carry), loss
 
         learning = (params, state, init(params, cut(0, length)))
-        learning, losses = jax.lax.scan(update, learning, length * jnp.arange(steps // length))
+        learning, losses = jax.lax.scan(learn_segment, learning, length * jnp.arange(steps // length))
         loss = losses.sum() * length
         if rest := steps % length:
-            learning, last = update(learning, steps - rest, rest)
+            learning, last = learn_segment(learning, steps - rest, rest)
             loss += last * rest
         params, state, _ = learning
         return params, state, loss / steps
@@ -199,6 +207,7 @@ def train(
     batch_size=16,
     segment_length=None,
     average=0.0,
+    project=True,
     validation=0.1,
     checkpoint: Path | None = None,
     options: dict[str, Any] | None = None,
@@ -207,14 +216,15 @@ def train(
     """Trains one network per seed, all at once, and tests each one's best-validation model.
 
     `optimiser` makes an optimiser from the number of updates in all. `average` is the decay, per batch, of an average
-    over the parameters; validated and tested is that average. Checkpoints are continued only by a run with the same
+    over the parameters; validated and tested is that average. `project` says whether an update ends with
+    `hj.project`. Checkpoints are continued only by a run with the same
     settings; `options` are those that `network`, data and `optimiser` were made with.
     """
     train_data, test_data = jax.device_put((train_data, test_data))
     held_out = int(validation * train_data.size)
     batches = (train_data.size - held_out) // batch_size
     optimiser = optimiser(epochs * batches * updates_per_batch(rule, train_data.steps, segment_length))
-    learn = learner(network, rule, optimiser, segment_length)
+    learn = learner(network, rule, optimiser, segment_length, project)
 
     def start(seed):
         key = jax.random.key(seed)
@@ -250,7 +260,7 @@ def train(
     history = {name: np.full((epochs, len(seeds)), np.nan, np.float32) for name in REPORTS}
     run = {"state": state, "history": history, "seconds": np.full(epochs, np.nan)}
     settings = {"rule": rule, "seeds": seeds.tolist(), "epochs": epochs, "batch_size": batch_size}
-    settings |= {"segment_length": segment_length, "average": average} | (options or {})
+    settings |= {"segment_length": segment_length, "average": average, "project": project} | (options or {})
     saved = Checkpoints(checkpoint, settings) if checkpoint else None
     first = 0
     if saved and (found := saved.restore(run)):
@@ -298,6 +308,12 @@ def parser(doc: str, **defaults) -> argparse.ArgumentParser:
     result.add_argument(
         "--average", type=float, default=0.0, help="decay per batch of the average of parameters tested"
     )
+    result.add_argument(
+        "--project",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put neuron parameters back where their model is defined after every update",
+    )
     result.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")
     result.add_argument("--out", type=Path, default=None, help="CSV file to append the results to")
     result.set_defaults(**defaults)
@@ -320,6 +336,7 @@ def run(task: str, cell: str, network, data, optimiser, options, **settings) -> 
             epochs=options.epochs,
             segment_length=options.segment_length,
             average=options.average,
+            project=options.project,
             checkpoint=folder,
             options=of_run,
             **settings,

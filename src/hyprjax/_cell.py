@@ -47,6 +47,15 @@ class StepFn(Protocol):
 
 
 @runtime_checkable
+class ProjectFn(Protocol):
+    """Puts neuron parameters back where the model is defined."""
+
+    def __call__(self, neuron: NeuronParams) -> NeuronParams:
+        """Returns a pytree like `neuron`; what is in range stays, and a second call changes nothing."""
+        ...
+
+
+@runtime_checkable
 class WeightsFn(Protocol):
     """Draws the synaptic weights of a layer."""
 
@@ -59,6 +68,11 @@ def xavier_uniform(key: PRNGKeyArray, n_in: int, n_out: int) -> tuple[Array, Arr
     """Glorot-uniform draw of `w_in` and `w_rec` as one matrix with fan-in `n_in + n_out`."""
     w = jax.nn.initializers.glorot_uniform()(key, (n_in + n_out, n_out))
     return w[:n_in], w[n_in:]
+
+
+def unbounded(neuron: NeuronParams) -> NeuronParams:
+    """The `project` of a model that is defined for all parameters."""
+    return neuron
 
 
 class Cell(NamedTuple):
@@ -76,6 +90,8 @@ class Cell(NamedTuple):
         over both matrices together unless the model's paper has its own.
       name: of the model, for messages and for `hyprjax.nir`.
       constants: what `step` has fixed, as `(name, value)` pairs, as far as `hyprjax.nir` needs it.
+      project: `neuron parameters -> neuron parameters` where the model is defined, for `hyprjax.project`; by default
+        nothing changes.
 
     Examples:
       A leaky integrate-and-fire neuron with a hard reset to zero:
@@ -102,6 +118,7 @@ class Cell(NamedTuple):
     weights: WeightsFn = xavier_uniform
     name: str = "custom"
     constants: tuple[tuple[str, Any], ...] = ()
+    project: ProjectFn = unbounded
 
 
 def is_cell(caller: str, cell: Any) -> None:

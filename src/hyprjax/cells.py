@@ -4,19 +4,29 @@ Time is in steps wherever nothing else is said: a time constant of 20 is 20 step
 initial value is a number (the same for all neurons), a `(low, high)` range (drawn uniformly) or an
 initializer `(key, shape) -> array`. `z[t]` is the spike, `I[t]` the synaptic current,
 `Θ` the spike function with its surrogate derivative, `sg` a stopped gradient.
+
+What is known of a model when it is made is checked then; `Cell.project` keeps training inside the same bounds. A time
+constant is at least 0.1 steps: the decay is 5e-5 there, no memory at all, and has a gradient yet by which it can grow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.lax import stop_gradient
 from jaxtyping import Array
 
 from hyprjax import surrogate
-from hyprjax._cell import Cell, Init, draw, zeros_state
+from hyprjax._cell import Cell, Init, NeuronParams, ProjectFn, draw, zeros_state
+
+MIN_TAU = 0.1  # steps
+MAX_ANGLE = 0.99  # radians per step, of an oscillator: forward Euler has no stable damping from 1 on
+MIN_DAMPING = 1e-4  # per step, of `rf` beyond what forward Euler takes: its memory ends after 10,000 steps
 
 
 def _decay(tau: Array) -> Array:
@@ -43,14 +53,38 @@ def _uniform_orthogonal(key: Array, n_in: int, n_out: int) -> tuple[Array, Array
     return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))
 
 
-def _oscillator(omega: Init, b_offset: Init):
-    """`init` of the resonate-and-fire models."""
+def _keep_time_constants(*names: str) -> ProjectFn:
+    """The `project` of a model that takes absolute values of its time constants."""
+
+    def project(neuron: NeuronParams) -> NeuronParams:
+        return {**neuron, **{name: jnp.maximum(jnp.abs(neuron[name]), MIN_TAU) for name in names}}
+
+    return project
+
+
+def _oscillator(maker: str, omega: Init, b_offset: Init, dt: float, damping: Callable[[Any], tuple[Any, Any]]):
+    """`init` and `project` of the resonate-and-fire models; `damping` is the range of |b'| at a frequency ω >= 0."""
+    fastest = MAX_ANGLE / dt
+    given = _initial(maker, "omega", omega, 0.0, fastest, f"0 to {fastest:.4g} (0.99 / dt), or forward Euler diverges")
+    top = given[1] if given else 0.0
+    low, high = damping(top)
+    limits = f"{low:.4g} to {high:.4g} where omega is {top:g} and dt is {dt:g}, or forward Euler diverges"
+    _initial(maker, "b_offset", b_offset, low, high, limits)
 
     def init(key, n):
         key_omega, key_b = jax.random.split(key)
         return {"omega": draw(key_omega, omega, n), "b_offset": draw(key_b, b_offset, n)}
 
-    return init
+    def project(neuron):
+        omega = jnp.minimum(jnp.abs(neuron["omega"]), fastest)
+        return {**neuron, "omega": omega, "b_offset": jnp.clip(jnp.abs(neuron["b_offset"]), *damping(omega))}
+
+    return init, project
+
+
+def _undamped(omega: Any, dt: float) -> Any:
+    """The real part at which the factor `sqrt(1 - (dt ω)²) + i dt ω` of a forward Euler step has modulus one."""
+    return (1 - (dt * omega) ** 2) ** 0.5
 
 
 def _rotate(u: Array, v: Array, omega: Array, b: Array, current: Array, dt: float) -> dict[str, Array]:
@@ -102,6 +136,7 @@ def lif(
       neurons, https://doi.org/10.1038/s41467-020-17236-y
     """
     threshold = _positive("lif", "threshold", threshold)
+    _time_constant("lif", "tau", tau)
     if reset not in ("subtract", "zero"):
         raise ValueError(f'lif: reset must be "subtract" or "zero", got {reset!r}')
     spike = spike or surrogate.triangular()
@@ -116,7 +151,7 @@ def lif(
 
     init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
     constants = (("threshold", threshold), ("reset", reset))
-    return Cell(init, zeros_state("v"), step, _normal_fan_in, "lif", constants)
+    return Cell(init, zeros_state("v"), step, _normal_fan_in, "lif", constants, _keep_time_constants("tau"))
 
 
 # --- current-based leaky integrate-and-fire -------------------------------------------------------
@@ -162,6 +197,8 @@ def cuba_lif(
       Evaluation of Spiking Neural Networks, https://arxiv.org/abs/1910.07407
     """
     threshold = _positive("cuba_lif", "threshold", threshold)
+    _time_constant("cuba_lif", "tau", tau)
+    _time_constant("cuba_lif", "tau_syn", tau_syn)
     spike = spike or surrogate.fast_sigmoid()
 
     def step(neuron, state, current):
@@ -175,7 +212,8 @@ def cuba_lif(
         keys = jax.random.split(key)
         return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
 
-    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in, "cuba_lif", (("threshold", threshold),))
+    constants, project = (("threshold", threshold),), _keep_time_constants("tau", "tau_syn")
+    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in, "cuba_lif", constants, project)
 
 
 # --- adaptive leaky integrate-and-fire ------------------------------------------------------------
@@ -227,6 +265,9 @@ def alif(
       https://doi.org/10.1038/s41467-020-17236-y
     """
     threshold = _positive("alif", "threshold", threshold)
+    _time_constant("alif", "tau", tau)
+    _time_constant("alif", "tau_a", tau_a)
+    _initial("alif", "beta", beta)
     spike = spike or surrogate.triangular()
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
@@ -244,22 +285,31 @@ def alif(
         keys = jax.random.split(key, 3)
         return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
 
-    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in, "alif")
+    project = _keep_time_constants("tau", "tau_a")
+    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in, "alif", project=project)
 
 
 # --- adaptive leaky integrate-and-fire with subthreshold coupling: Euler-forward and symplectic Euler -----
 
 
 def _adlif_parameters(maker: str, ranges: dict[str, tuple[float, float]], q: float):
-    """What both adLIF discretisations share: `init`, and `neuron -> α, ρ, q a, q b`."""
+    """What both adLIF discretisations share: `init`, `neuron -> α, ρ, q a, q b`, and `project`."""
     for name, bounds in ranges.items():
-        if not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] <= bounds[1]):
-            raise ValueError(f"{maker}: {name} must be a range (low, high) with low <= high, got {bounds!r}")
+        if not isinstance(bounds, tuple):
+            hint = f"; give a tuple: {name}={tuple(bounds)!r}" if isinstance(bounds, list) else ""
+            raise ValueError(f"{maker}: {name} must be a range (low, high) with low <= high, got {bounds!r}{hint}")
+    _time_constant(maker, "tau_u", ranges["tau_u"])
+    _time_constant(maker, "tau_w", ranges["tau_w"])
+    _initial(maker, "a", ranges["a"], -1 / q, np.inf, f"at least -1 / q = {-1 / q:.4g}, or the membrane runs away")
+    _initial(maker, "b", ranges["b"])
+    allowed = ranges | {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0)}
 
     def init(key, n):
-        starts = ranges | {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0)}
-        keys = jax.random.split(key, len(starts))
-        return {name: draw(key, start, n) for key, (name, start) in zip(keys, starts.items(), strict=True)}
+        keys = jax.random.split(key, len(allowed))
+        return {name: draw(key, bounds, n) for key, (name, bounds) in zip(keys, allowed.items(), strict=True)}
+
+    def project(neuron):
+        return {**neuron, **{name: jnp.clip(neuron[name], *bounds) for name, bounds in allowed.items()}}
 
     def constants(neuron):
         def decay(name):
@@ -269,7 +319,7 @@ def _adlif_parameters(maker: str, ranges: dict[str, tuple[float, float]], q: flo
         a, b = (q * _clip(neuron[name], *ranges[name]) for name in ("a", "b"))
         return decay("tau_u"), decay("tau_w"), a, b
 
-    return init, constants
+    return init, constants, project
 
 
 def ef_adlif(
@@ -319,7 +369,8 @@ def ef_adlif(
       https://doi.org/10.3389/fnins.2022.865897; Baronig et al. 2024, https://arxiv.org/abs/2408.07517
     """
     threshold, q = _positive("ef_adlif", "threshold", threshold), _positive("ef_adlif", "q", q)
-    init, constants = _adlif_parameters("ef_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
+    ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
+    init, constants, project = _adlif_parameters("ef_adlif", ranges, q)
     spike = spike or surrogate.slayer()
 
     def step(neuron, state, current):
@@ -330,7 +381,7 @@ def ef_adlif(
         u = alpha * u + (1 - alpha) * (current - state["w"])
         return {"u": u, "w": w}, spike(u - threshold)
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "ef_adlif")
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "ef_adlif", project=project)
 
 
 def se_adlif(
@@ -380,7 +431,8 @@ def se_adlif(
       Neural Networks through Adaptation, https://arxiv.org/abs/2408.07517
     """
     threshold, q = _positive("se_adlif", "threshold", threshold), _positive("se_adlif", "q", q)
-    init, constants = _adlif_parameters("se_adlif", {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}, q)
+    ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
+    init, constants, project = _adlif_parameters("se_adlif", ranges, q)
     spike = spike or surrogate.slayer()
 
     def step(neuron, state, current):
@@ -391,7 +443,7 @@ def se_adlif(
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "se_adlif")
+    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "se_adlif", project=project)
 
 
 # --- resonate-and-fire ----------------------------------------------------------------------------
@@ -399,7 +451,7 @@ def se_adlif(
 
 def rf(
     omega: Init = (5.0, 10.0),
-    b_offset: Init = (0.0, 3.0),
+    b_offset: Init = (1.0, 3.0),
     *,
     dt: float = 0.01,
     threshold: float = 1.0,
@@ -441,12 +493,18 @@ def rf(
     dt, threshold = _positive("rf", "dt", dt), _positive("rf", "threshold", threshold)
     spike = spike or surrogate.double_gaussian()
 
+    def damping(omega):
+        undamped = _undamped(omega, dt)
+        least = dt * omega * omega / (1 + undamped)  # (1 - undamped) / dt without its rounding
+        return least + MIN_DAMPING / dt, (1 + undamped - MIN_DAMPING) / dt
+
     def step(neuron, state, current):
         omega, b = jnp.abs(neuron["omega"]), -jnp.abs(neuron["b_offset"])
         state = _rotate(state["u"], state["v"], omega, b, current, dt)
         return state, spike(state["u"] - threshold)
 
-    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v"), step, name="rf")
+    init, project = _oscillator("rf", omega, b_offset, dt, damping)
+    return Cell(init, zeros_state("u", "v"), step, name="rf", project=project)
 
 
 # --- balanced resonate-and-fire -------------------------------------------------------------------
@@ -497,7 +555,8 @@ def brf(
       Higuchi, Kairat, Bohté, Otte 2024, Balanced Resonate-and-Fire Neurons,
       https://arxiv.org/abs/2402.14603
     """
-    dt, threshold, gamma = _positive("brf", "dt", dt), _positive("brf", "threshold", threshold), float(gamma)
+    dt, threshold = _positive("brf", "dt", dt), _positive("brf", "threshold", threshold)
+    gamma = _constant("brf", "gamma", gamma)
     if not 0 <= gamma < 1:
         raise ValueError(f"brf: gamma must be in [0, 1), got {gamma!r}")
     spike = spike or surrogate.double_gaussian()
@@ -512,7 +571,9 @@ def brf(
         z = spike(state["u"] - threshold - q)
         return {**state, "q": gamma * q + z}, z
 
-    return Cell(_oscillator(omega, b_offset), zeros_state("u", "v", "q"), step, name="brf")
+    # Stable is b' + q up to twice this: half for b', which stays, and half for q, which comes and goes.
+    init, project = _oscillator("brf", omega, b_offset, dt, lambda omega: (0.0, _undamped(omega, dt) / dt))
+    return Cell(init, zeros_state("u", "v", "q"), step, name="brf", project=project)
 
 
 # --- leaky integrator -----------------------------------------------------------------------------
@@ -538,6 +599,7 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
       >>> hj.unroll(readout, params, jnp.ones((50, 36))).shape
       (50, 6)
     """
+    _time_constant("leaky_integrator", "tau", tau)
 
     def step(neuron, state, current):
         decay = _decay(neuron["tau"])
@@ -545,7 +607,7 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
         return {"v": v}, v
 
     init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
-    return Cell(init, zeros_state("v"), step, name="leaky_integrator")
+    return Cell(init, zeros_state("v"), step, name="leaky_integrator", project=_keep_time_constants("tau"))
 
 
 # --- exponential synapses -------------------------------------------------------------------------
@@ -577,6 +639,7 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
       >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
       (50, 3)
     """
+    _time_constant("filtered", "tau", tau)
 
     def init(key, n):
         key_cell, key_tau = jax.random.split(key)
@@ -591,18 +654,71 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
         y = decay * state["y"] + (1 - decay) * z
         return {"cell": inner, "y": y}, y
 
-    return Cell(init, rest, step, cell.weights, f"filtered({cell.name})")
+    def project(neuron):
+        return _keep_time_constants("tau")(neuron) | {"cell": cell.project(neuron["cell"])}
+
+    return Cell(init, rest, step, cell.weights, f"filtered({cell.name})", project=project)
+
+
+# --- what is checked when a cell is made ----------------------------------------------------------
+
+
+def _number(value: Any) -> float | None:
+    """The number that `value` is, as Python's own, which leaves the dtype of arrays alone; None if it is none."""
+    try:
+        return float(value) if np.ndim(value) == 0 else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _constant(maker: str, name: str, value: Any) -> float:
+    """The one number that all neurons share."""
+    number = _number(value)
+    if number is None:
+        raise ValueError(
+            f"{maker}: {name} must be one number for all neurons, got {_in_words(value)}; what differs between neurons "
+            "is a neuron parameter of a cell of your own"
+        )
+    return number
 
 
 def _positive(maker: str, name: str, value: Any) -> float:
-    """The positive number that `value` is, as Python's own, which leaves the dtype of arrays alone."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{maker}: {name} must be one number for all neurons, got {value!r}; what differs between neurons is a "
-            "neuron parameter of a cell of your own"
-        ) from None
-    if not number > 0:
-        raise ValueError(f"{maker}: {name} must be positive, got {value!r}")
+    number = _constant(maker, name, value)
+    if not 0 < number < np.inf:
+        raise ValueError(f"{maker}: {name} must be positive and finite, got {value!r}")
     return number
+
+
+def _initial(
+    maker: str, name: str, init: Init, low: float = -np.inf, high: float = np.inf, limits: str = ""
+) -> tuple[float, float] | None:
+    """Checks initial values of a neuron parameter.
+
+    Returns:
+      Their range; None for those of an initializer and traced ones, which are not known yet.
+    """
+    ends = init if isinstance(init, tuple) else (init,)
+    if callable(init) or any(isinstance(end, Tracer) for end in ends):
+        return None
+    numbers = [number for end in ends if (number := _number(end)) is not None]
+    if len(numbers) < len(ends) or isinstance(init, tuple) != (len(ends) == 2):
+        hint = f"; give a tuple: {name}={tuple(init)!r}" if isinstance(init, list) else ""
+        raise ValueError(
+            f"{maker}: {name} must be a number, a range (low, high) or an initializer (key, shape) -> array, "
+            f"got {_in_words(init)}{hint}"
+        )
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{maker}: {name} must be finite, got {init!r}")
+    if numbers[0] > numbers[-1]:
+        raise ValueError(f"{maker}: {name} must be a range (low, high) with low <= high, got {init!r}")
+    if numbers[0] < low or numbers[-1] > high:
+        raise ValueError(f"{maker}: {name} must be {limits}, got {init!r}")
+    return numbers[0], numbers[-1]
+
+
+def _time_constant(maker: str, name: str, tau: Init) -> None:
+    _initial(maker, name, tau, MIN_TAU, np.inf, f"at least {MIN_TAU} steps")
+
+
+def _in_words(value: Any) -> str:
+    return f"an array of shape {value.shape}" if getattr(value, "shape", ()) else repr(value)
