@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -114,6 +115,136 @@ def test_a_stream_stays_where_it_was_put(kind):
         expected, state = (params, after), (state[0], sharded_after)
     same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), state[1], of_carry)
     assert all(jax.tree.leaves(same))
+
+
+# --- under jax.shard_map --------------------------------------------------------------------------
+
+BY_BATCH = PartitionSpec(None, "batch")
+
+
+def mapped(fn, in_specs, out_specs, shape=(4,), names=("batch",), **options):
+    """`fn` under `jax.shard_map` with its default checks, compiled."""
+    mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
+    return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options))
+
+
+def problem(*names):
+    """A stack with a rest state that is trained, data, and a loss that is the sum over all sequences."""
+    cells, params = make_stack(names, 3, [4, 2][-len(names) :])
+    return cells, params, make_data(8, (4,), 3, 2, resets=True), make_loss(cells)
+
+
+@pytest.mark.parametrize("options", [{}, {"recurrent_credit": "segment"}, {"scan": "associative"}], ids=str)
+def test_gradients_under_shard_map(options):
+    _, params, xs, loss_fn = problem("custom")
+    over_devices = lambda params, xs: jax.lax.psum(loss_fn(params, xs), "batch")  # noqa: E731
+    summed, plain = (
+        hj.hypr_value_and_grad(fn, segment_length=4, reduction="sum", **options) for fn in (over_devices, loss_fn)
+    )
+    assert_close(mapped(summed, (PartitionSpec(), BY_BATCH), PartitionSpec())(params, xs), plain(params, xs))
+
+
+def test_a_stream_that_learns_under_shard_map():
+    """Gradients are sums over devices although each has a loss of its own."""
+    _, params, xs, loss_fn = problem("custom")
+    learner = hj.hypr_stream(loss_fn)
+
+    def learn(params, xs):
+        carry, grads = learner.init(params, xs), []
+        for start in (0, 4):
+            segment = {name: x[start : start + 4] for name, x in xs.items()}
+            (_, of_segment), carry = learner.value_and_grad(params, carry, segment)
+            grads.append(of_segment)
+        return grads, carry
+
+    specs = (PartitionSpec(), BY_BATCH), (PartitionSpec(), PartitionSpec("batch"))
+    assert_close(mapped(learn, *specs)(params, xs), jax.jit(learn)(params, xs))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, hj.bptt, hj.hypr])
+def test_models_under_shard_map(wrap):
+    cells, params, xs, _ = problem("custom", "leaky_integrator")
+
+    def model(params, xs):
+        spikes = hj.unroll(cells[0], params[0], xs["inputs"], resets=xs["resets"])
+        return jax.jit(jax.vmap(lambda z: hj.unroll(cells[1], params[1], z), 1, 1))(spikes)
+
+    def loss(params, inputs, xs):
+        outputs = wrap(model)(params, xs | {"inputs": inputs})
+        return (jnp.sin(outputs) * xs["weights"]).sum(), outputs
+
+    gradient = jax.grad(loss, (0, 1), has_aux=True)
+    specs = (PartitionSpec(), BY_BATCH, BY_BATCH), ((PartitionSpec(), BY_BATCH), BY_BATCH)
+    inputs = xs.pop("inputs")
+    assert_close(mapped(gradient, *specs)(params, inputs, xs), jax.jit(gradient)(params, inputs, xs))
+
+
+def test_a_stream_under_shard_map_with_the_same_input_on_every_device():
+    cells, params, xs, _ = problem("custom")
+    net = hj.stream(lambda params, x: 2 * hj.unroll(cells[0], params[0], x))
+    _, carry = net.apply(params, net.init(params, xs["inputs"]), xs["inputs"])
+    silence = lambda params, carry: net.apply(params, carry, jnp.zeros((3, len(carry[0].output), 3)))  # noqa: E731
+    specs = (PartitionSpec(), PartitionSpec("batch")), (BY_BATCH, PartitionSpec("batch"))
+    assert_close(mapped(silence, *specs)(params, carry), silence(params, carry))
+
+
+def test_members_of_an_ensemble_on_devices_of_their_own():
+    _, params, xs, loss_fn = problem("custom")
+    many = jax.tree.map(lambda p: jnp.stack([p, 1.1 * p]), params)
+    gradient = hj.hypr_grad(loss_fn, segment_length=8)
+    one = lambda params, xs: jax.tree.map(lambda g: g[None], gradient(jax.tree.map(lambda p: p[0], params), xs))  # noqa: E731
+    specs = (PartitionSpec("member"), BY_BATCH), PartitionSpec("member")
+    sharded = mapped(one, *specs, (2, 2), ("batch", "member"))(many, xs)
+    assert_close(sharded, jax.jit(jax.vmap(gradient, (0, None)))(many, xs))
+
+
+def test_shard_map_over_the_batch_alone_on_a_mesh_with_neurons():
+    _, params, xs, loss_fn = problem("custom")
+    mesh = make_mesh((2, 4), "auto")
+    gradient = hj.hypr_grad(loss_fn, segment_length=8)
+    specs = (PartitionSpec(), BY_BATCH), PartitionSpec()
+    with jax.set_mesh(mesh):
+        sharded = mapped(gradient, *specs, (2, 4), ("batch", "neurons"), axis_names={"batch"})(*shard(mesh, params, xs))
+    assert_close(jax.device_get(sharded), jax.device_get(gradient(params, xs)))
+
+
+def test_a_cell_of_constants_under_shard_map():
+    """Plain zeros at rest, a plain constant as the next state, and a parameter without effect."""
+
+    def step(neuron, state, current):
+        v = neuron["decay"] * state[0] + current + state[1]
+        return (v, jnp.ones(v.shape)), jnp.tanh(v)
+
+    rest = lambda neuron, batch_shape, dtype: (jnp.zeros((*batch_shape, 2), dtype),) * 2  # noqa: E731
+    cell = hj.Cell(lambda key, n: {"decay": jnp.full(n, 0.5), "idle": jnp.ones(n)}, rest, step)
+    params = [hj.init_layer(jax.random.key(0), cell, 3, 2, recurrent=True, dtype=jnp.float64)]
+    xs, loss_fn = make_data(6, (4,), 3, 2, resets=True), make_loss([cell])
+    gradient = hj.hypr_grad(loss_fn, segment_length=3, reduction="sum")
+    assert_close(mapped(gradient, (PartitionSpec(), BY_BATCH), PartitionSpec())(params, xs), gradient(params, xs))
+
+
+def test_a_mean_over_devices_is_followed_by_the_check():
+    cells, params, xs, _ = problem("custom")
+    loss = lambda params, xs: hj.unroll(cells[0], params[0], xs["inputs"]).mean(1).sum()  # noqa: E731
+    over_devices = lambda params, xs: jax.lax.pmean(loss(params, xs), "batch")  # noqa: E731
+    checked = [hj.hypr_value_and_grad(fn, segment_length=4, check=True) for fn in (over_devices, loss)]
+    assert_close(mapped(checked[0], (PartitionSpec(), BY_BATCH), PartitionSpec())(params, xs), checked[1](params, xs))
+
+
+def primitives(jaxpr, name, inside=False):
+    """For each equation of this name whether it is in the body of a scan."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name.startswith(name):
+            yield inside
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from primitives(inner, name, inside or eqn.primitive.name == "scan")
+
+
+def test_the_gradient_of_a_plain_unroll_is_summed_over_devices_once_and_not_at_every_step():
+    _, params, xs, loss_fn = problem("custom")
+    gradient = mapped(jax.grad(loss_fn), (PartitionSpec(), BY_BATCH), PartitionSpec())
+    sums = list(primitives(jax.make_jaxpr(gradient)(params, xs).jaxpr, "psum"))
+    assert sums == [False] * len(jax.tree.leaves(params))
 
 
 # --- what the compiled program does ---------------------------------------------------------------

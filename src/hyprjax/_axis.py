@@ -213,7 +213,8 @@ def _power(name: str, powers: list[int | None]) -> int | None:
 _LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parent))
 _ONCE, _MIXED = 90, 99  # in the place of a power: without the axis; neither a sum nor a mean
 _LINEAR = {"neg", "convert_element_type", "copy", "copy_p", "stop_gradient", "real", "imag", "reduce_precision"}
-_LINEAR |= {"sharding_constraint", "mesh_cast", "reshard", "optimization_barrier", "name", "pvary"}
+_LINEAR |= {"sharding_constraint", "mesh_cast", "reshard", "optimization_barrier", "name"}
+_LINEAR |= {"pvary", "psum", "psum_invariant", "ppermute"}  # between devices
 _KEEPS = _LINEAR | {"broadcast_in_dim", "reshape", "squeeze", "transpose", "add", "sub", "add_any", "max", "min"}
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _backward, _check, _program, _sequence
+from hyprjax import _backward, _check, _program, _sequence, _sharding
 from hyprjax._backward import Wanted
 from hyprjax._program import Program
 from hyprjax._segment import Carry, Options
@@ -227,7 +227,7 @@ def hypr_stream(
         params: PyTree, carry: tuple[Carry, ...], xs: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, PyTree], tuple[Carry, ...]]:
         _check.floating("params", params)
-        call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
+        call = _sequence.call(loss_fn, time_axis, params, _sharding.vary(xs, carry), args, kwargs)
         program, operands, of_params = _sequence.one_segment("hypr_stream", call, check=check)
         _check_loss(program, has_aux)
         carry = _program.check_carry("hypr_stream", program, options, operands, carry)

@@ -29,7 +29,7 @@ from jax.extend import source_info_util
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _segment
+from hyprjax import _check, _segment, _sharding
 from hyprjax._axis import scan_lengths
 from hyprjax._cell import Cell, Params
 from hyprjax._fingerprint import fingerprint
@@ -79,7 +79,7 @@ def _from_rest(cell: Cell, tree: Any, ensemble: Any, *operands: Array) -> Array:
         start = _segment.rest(cell, params, inputs, None)
         return _segment.run(cell, params, inputs, start.state, start.output, resets)[0]
 
-    return _over_ensemble(one, ensemble)(*operands)
+    return _over_ensemble(one, ensemble)(*_sharding.vary(operands))
 
 
 @unroll_p.def_abstract_eval
@@ -305,6 +305,7 @@ def _of_layer(eqn: jec.JaxprEqn, carry: Any, operands: list[Array], one: Callabl
     """`one(cell, carry, params, inputs, resets)` of an `unroll` equation, for every member of its ensemble."""
     cell, tree, ensemble = (eqn.params[name] for name in ("cell", "tree", "ensemble"))
     call = lambda carry, *operands: one(cell, carry, *jax.tree.unflatten(tree, operands))  # noqa: E731
+    carry, operands = _sharding.vary((carry, operands))
     return _over_ensemble(call, ensemble, 0)(carry, *operands)
 
 

@@ -136,7 +136,7 @@ def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset
     if reset is not None:
         rest = cell.rest(neuron, reset.shape, current.dtype)
         state = jax.tree.map(partial(_sharding.where, reset), rest, state)
-    return cell.step(neuron, state, current)
+    return _sharding.vary(cell.step(neuron, state, current), current)
 
 
 def run(
@@ -244,7 +244,7 @@ def _contract(q, synapses):
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
         return total + dot(*at_b), None
 
-    return jax.lax.scan(add, jnp.zeros((rows, n), q[0].dtype), (q, synapses))[0]
+    return jax.lax.scan(add, _sharding.zeros_like(synapses[0][0], q[0].dtype), (q, synapses))[0]
 
 
 def _through(row, traces, added):

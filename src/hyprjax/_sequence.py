@@ -235,7 +235,10 @@ def scan(plan: Plan, segment: Segment, state: Any) -> tuple[Any, Any, Any]:
 
     # A branch always taken: without it XLA prepares the last segment's buffers before the loop over the others has
     # released its own, a third more memory.
-    never = lambda state: jax.tree.map(_sharding.zeros, jax.eval_shape(last, state))  # noqa: E731
+    def never(state):
+        closed, result = jax.make_jaxpr(last, return_shape=True)(state)
+        return jax.tree.unflatten(jax.tree.structure(result), map(_sharding.zeros, closed.out_avals))
+
     state, y = jax.lax.cond(done[-1] >= 0, last, never, state)
     return state, ys, y
 

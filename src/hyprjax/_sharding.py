@@ -1,7 +1,9 @@
 """Arrays on a mesh of devices: the batch over some of them, the neurons over others.
 
 With axes of type `Auto` the compiler finds the shardings. With `Explicit` ones an array's type carries its sharding,
-and what is made from shapes alone has to be placed where it belongs. Without a mesh nothing here does anything.
+and what is made from shapes alone has to be placed where it belongs. Under `jax.shard_map` it carries the manual axes
+over which it may differ between devices, and what starts a scan must vary over those that the scan will make it vary
+over. Without a mesh nothing here does anything.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import AbstractValue
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -77,28 +80,33 @@ def shardings(
     return of_params, tuple(of_layer(layer) for layer in carry)
 
 
+def _type(x: Any) -> Any:
+    """The type of an array; a type is its own."""
+    return x if isinstance(x, AbstractValue) else jax.typeof(x)
+
+
 def spec(x: Array) -> tuple[Any, ...]:
     """What each axis of an array is sharded over: mesh axes with an `Explicit` type, or None."""
-    return tuple(jax.typeof(x).sharding.spec)
+    return tuple(_type(x).sharding.spec)
 
 
 def on_mesh(x: Array) -> bool:
-    """Whether an array lives on a mesh of devices, and so may be split."""
-    return not jax.typeof(x).sharding.mesh.empty
+    """Whether an array lives on a mesh of devices, and so may be split; under `jax.shard_map` each has its own."""
+    return any(kind != AxisType.Manual for kind in _type(x).sharding.mesh.axis_types)
 
 
 def over(like: Array, *axes: Any) -> NamedSharding | None:
     """The sharding over these `axes` of the mesh of `like`, where that is explicit; None elsewhere."""
-    mesh = jax.typeof(like).sharding.mesh
+    mesh = _type(like).sharding.mesh
     return NamedSharding(mesh, PartitionSpec(*axes)) if AxisType.Explicit in mesh.axis_types else None
 
 
 def place(x: Array, like: Array, *axes: Any) -> Array:
     """`x` on the mesh of `like`: where that is explicit, sharded over `axes`; elsewhere as the compiler sees fit."""
-    sharding = over(like, *axes)
+    x, sharding = vary(x, like), over(like, *axes)
     if sharding is None:
         return _constrain(x, like, *[PartitionSpec.UNCONSTRAINED] * x.ndim)
-    return x if jax.typeof(x).sharding == sharding else jax.sharding.reshard(x, sharding)
+    return x if _type(x).sharding == sharding else jax.sharding.reshard(x, sharding)
 
 
 def zeros_like(x: Array, dtype: Any = None) -> Array:
@@ -107,8 +115,25 @@ def zeros_like(x: Array, dtype: Any = None) -> Array:
 
 
 def zeros(like: Any) -> Array:
-    """Zeros of this type, a `jax.ShapeDtypeStruct`, where it is."""
+    """Zeros of this type, as `jax.typeof` says it, where it is."""
     return place(jnp.zeros(like.shape, like.dtype), like, *spec(like))
+
+
+def varying(*trees: PyTree) -> frozenset[str]:
+    """The manual axes of `jax.shard_map` over which any of the arrays may differ between devices."""
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array | AbstractValue)]
+    return frozenset().union(*[_type(x).manual_axis_type.varying for x in arrays])
+
+
+def vary(tree: PyTree, *like: PyTree) -> PyTree:
+    """The arrays of `tree`, varying over the manual axes over which any of `tree` and `like` does.
+
+    Its derivative is the sum over devices: made once, before a scan, and not by every step of it.
+    """
+    if not (axes := varying(tree, like)):
+        return tree
+    missing = lambda x: tuple(sorted(axes - _type(x).manual_axis_type.varying))  # noqa: E731
+    return jax.tree.map(lambda x: jax.lax.pcast(x, missing(x), to="varying"), tree)
 
 
 def where(mask: Array, value: Any, x: Array) -> Array:
@@ -126,7 +151,7 @@ def gather(x: Array) -> Array:
 
 
 def _constrain(x: Array, like: Array, *axes: Any) -> Array:
-    mesh = jax.typeof(like).sharding.mesh
+    mesh = _type(like).sharding.mesh
     if mesh.size < 2 or AxisType.Auto not in mesh.axis_types:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _program, _sequence
+from hyprjax import _check, _program, _sequence, _sharding
 from hyprjax._cell import Cell, Params
 from hyprjax._program import Program
 from hyprjax._segment import Carry
@@ -109,7 +109,7 @@ def stream(fn: Callable[..., Any], *, time_axis: Any = 0) -> Stream:
         return _program.rest(program, None, operands)
 
     def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        call = _sequence.call(fn, time_axis, params, x, args, kwargs)
+        call = _sequence.call(fn, time_axis, params, _sharding.vary(x, carry), args, kwargs)
         program, operands, _ = _sequence.one_segment("stream", call)
         carry = _program.check_carry("stream", program, None, operands, carry)
         results, carry = _apply(program, operands, carry)
