@@ -240,8 +240,60 @@ def test_level_crossings_follow_the_signal():
     up, down = np.split(hj.data.level_crossing(signal, 0.1).astype(int), 2, axis=1)
     assert np.abs(0.1 * np.cumsum(up - down, 0) - signal).max() <= 0.1 + 1e-6
     assert (up * down == 0).all()
-    with pytest.raises(ValueError, match="threshold must be positive"):
-        hj.data.level_crossing(signal, 0.0)
+
+
+def crossings(signal, threshold):
+    """One event after the other, each a level up or down; 255 of them in a step at most."""
+    events = np.zeros((len(signal), 2 * signal.shape[1]), int)
+    for channel in range(signal.shape[1]):
+        level = 0
+        for t in range(len(signal)):
+            while signal[t, channel] >= (level + 1) * threshold and events[t, channel] < 255:
+                level, events[t, channel] = level + 1, events[t, channel] + 1
+            while signal[t, channel] <= (level - 1) * threshold and events[t, signal.shape[1] + channel] < 255:
+                level, events[t, signal.shape[1] + channel] = level - 1, events[t, signal.shape[1] + channel] + 1
+    return events
+
+
+@pytest.mark.parametrize("threshold", [0.125, 0.5, 3.0])  # exact in binary, so that both sides agree on a level reached
+def test_the_rest_of_a_jump_of_more_than_255_levels_comes_in_the_next_steps(threshold):
+    signal = np.array([[0, 0, 1], [100, -90, 2], [100, -90, -400], [100, -90, 0], [-20, 300, 0.4], [100, 7, 1.6]])
+    signal = np.concatenate([signal, np.repeat(signal[-1:], 20, axis=0)])
+    events = hj.data.level_crossing(signal, threshold)
+    assert (events == crossings(signal, threshold)).all()
+    assert events.max() == (255 if threshold < 3 else 133)
+    up, down = np.split(events.astype(int), 2, axis=1)
+    assert (np.abs(threshold * (up - down).sum(0) - signal[-1]) < threshold).all()
+
+
+def test_level_crossings_of_numbers_beyond_those_of_an_int():
+    events = hj.data.level_crossing(np.array([[1e300], [1e300], [-1e300]]), 1e-3)
+    assert events.tolist() == [[255, 0], [255, 0], [0, 255]]
+    assert hj.data.level_crossing(np.zeros((0, 3))).shape == (0, 6)
+    assert hj.data.level_crossing(np.array([[0], [3]], np.uint8), 1).tolist() == [[0, 0], [3, 0]]
+    assert hj.data.level_crossing(jnp.array([[0.5]], jnp.bfloat16)).tolist() == [[5, 0]]
+
+
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [
+        (np.zeros(5), r"signal must be \[T, channels\], its shape is \(5,\); .*signal\[:, None\]"),
+        (np.zeros((5, 2, 3)), r".* shape is \(5, 2, 3\); encode one sequence"),
+        (np.array([[0.0, 1.0], [0.0, np.nan]]), r"signal\[1, 1\] is nan; fill gaps"),
+        (np.array([[np.inf, 1.0]]), r"signal\[0, 0\] is inf"),
+        (np.ones((2, 2), complex), "signal must hold real numbers, its dtype is complex128"),
+        ([["a", "b"]], "signal must hold real numbers"),
+    ],
+)
+def test_signals_that_cannot_be_encoded(signal, words):
+    with pytest.raises(ValueError, match=f"level_crossing: {words}"):
+        hj.data.level_crossing(signal)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, np.nan, np.inf, None, "0.1x", np.array([0.1, 0.2])])
+def test_thresholds_that_are_no_level(threshold):
+    with pytest.raises(ValueError, match="level_crossing: threshold must be positive, one finite number, got"):
+        hj.data.level_crossing(np.zeros((3, 2)), threshold)
 
 
 # --- synthetic tasks ------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import scipy.io.wavfile
 import scipy.signal
+from numpy.typing import ArrayLike
 
-from hyprjax.data import _files
+from hyprjax.data import _check, _files
 from hyprjax.data._dataset import Dataset
 
 _RATE = 8000
@@ -55,33 +56,37 @@ def _mel_filters(frequencies: np.ndarray, channels: int, low: float = 50.0) -> n
     return np.maximum(0, np.minimum(rise, fall))
 
 
-def level_crossing(signal: np.ndarray, threshold: float = 0.1) -> np.ndarray:
+def level_crossing(signal: ArrayLike, threshold: float = 0.1) -> np.ndarray:
     """Events where a signal has moved by a threshold since its last event.
 
     Args:
-      signal: `[T, channels]`.
-      threshold: size of a level, > 0.
+      signal: `[T, channels]`, finite.
+      threshold: size of a level, > 0, the same for all channels.
 
     Returns:
-      `[T, 2 * channels]` uint8, levels crossed upward, then downward, at every step; the signal starts from 0.
+      `[T, 2 * channels]` uint8, levels crossed upward, then downward, at every step; the signal starts from 0. A step
+      has up to 255 events per channel; where the signal jumps further, the others come in the next steps.
 
     Raises:
-      ValueError: `threshold` is not positive.
+      ValueError: a signal that is not `[T, channels]`, not real or not finite, or `threshold` is not a positive number.
 
     Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> hj.data.level_crossing(np.array([[0.0], [0.25], [0.3], [0.0]]), threshold=0.1).tolist()
       [[0, 0], [2, 0], [1, 0], [0, 3]]
     """
-    if not threshold > 0:
-        raise ValueError(f"level_crossing: threshold must be positive, got {threshold!r}")
-    level = np.zeros(signal.shape[1], int)
-    events = np.zeros((len(signal), 2, signal.shape[1]), np.uint8)
+    signal, threshold = (
+        _check.signal("level_crossing", signal),
+        _check.positive("level_crossing", "threshold", threshold),
+    )
+    steps, channels = signal.shape
+    level = np.zeros(channels)
+    events = np.zeros((steps, 2, channels), np.uint8)
     for t, value in enumerate(signal):
-        moved = np.trunc(np.round(value / threshold - level, 6)).astype(int)
-        events[t] = np.clip(moved, 0, 255), np.clip(-moved, 0, 255)
+        moved = np.trunc(np.round(np.clip(value / threshold - level, -255, 255), 6))
+        events[t] = np.maximum(moved, 0), np.maximum(-moved, 0)
         level += moved
-    return events.reshape(len(signal), -1)
+    return events.reshape(steps, 2 * channels)
 
 
 def rate_coding(signal: np.ndarray, probability: float = 0.5, *, seed: int = 0) -> np.ndarray:
