@@ -45,7 +45,7 @@ def ef_adlif(p, current):
 def rf(p, current, dt=0.01):
     x = np.zeros(current.shape[1:], complex)
     for i in current:
-        x = x + dt * ((-np.abs(p["b_offset"]) + 1j * np.abs(p["omega"])) * x + i)
+        x = x + dt * ((-np.abs(p["b"]) + 1j * np.abs(p["omega"])) * x + i)
         yield (x.real > 1).astype(float)
 
 

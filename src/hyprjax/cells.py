@@ -62,8 +62,13 @@ def _keep_time_constants(*names: str) -> ProjectFn:
     return project
 
 
-def _oscillator(maker: str, omega: Init, b_offset: Init, dt: float, damping: Callable[[Any], tuple[Any, Any]]):
-    """`init` and `project` of the resonate-and-fire models; `damping` is the range of |b'| at a frequency ω >= 0."""
+def _oscillator(
+    maker: str, omega: Init, b_offset: Init, dt: float, damping: Callable[[Any], tuple[Any, Any]], name: str = "b_offset"
+):
+    """`init` and `project` of the resonate-and-fire models.
+
+    The damping is the neuron parameter `name`; `damping` is the range of its absolute value at a frequency ω >= 0.
+    """
     fastest = MAX_ANGLE / dt
     given = _initial(maker, "omega", omega, 0.0, fastest, f"0 to {fastest:.4g} (0.99 / dt), or forward Euler diverges")
     top = given[1] if given else 0.0
@@ -73,11 +78,11 @@ def _oscillator(maker: str, omega: Init, b_offset: Init, dt: float, damping: Cal
 
     def init(key, n):
         key_omega, key_b = jax.random.split(key)
-        return {"omega": draw(key_omega, omega, n), "b_offset": draw(key_b, b_offset, n)}
+        return {"omega": draw(key_omega, omega, n), name: draw(key_b, b_offset, n)}
 
     def project(neuron):
         omega = jnp.minimum(jnp.abs(neuron["omega"]), fastest)
-        return {**neuron, "omega": omega, "b_offset": jnp.clip(jnp.abs(neuron["b_offset"]), *damping(omega))}
+        return {**neuron, "omega": omega, name: jnp.clip(jnp.abs(neuron[name]), *damping(omega))}
 
     return init, project
 
@@ -459,16 +464,16 @@ def rf(
 ) -> Cell:
     """Resonate-and-fire neuron without reset (Izhikevich 2001; the baseline of Higuchi et al. 2024).
 
-        u[t] = u[t-1] + dt (-|b'| u[t-1] - |ω| v[t-1] + I[t])
-        v[t] = v[t-1] + dt (|ω| u[t-1] - |b'| v[t-1])
+        u[t] = u[t-1] + dt (-|b| u[t-1] - |ω| v[t-1] + I[t])
+        v[t] = v[t-1] + dt (|ω| u[t-1] - |b| v[t-1])
         z[t] = Θ(u[t] - ϑ)
 
-    Forward Euler diverges where `|b'| < dt ω² / 2` or so, which `brf` rules out by its divergence boundary.
-    State `u`, `v`; neuron parameters `omega` (rad per time unit) and `b_offset`.
+    Forward Euler diverges where `|b| < dt ω² / 2` or so, which `brf` rules out by its divergence boundary.
+    State `u`, `v`; neuron parameters `omega` (rad per time unit) and `b`, the damping.
 
     Args:
       omega: initial angular frequency ω.
-      b_offset: initial damping |b'|.
+      b_offset: initial damping |b|.
       dt: length of a step in time units.
       threshold: firing threshold ϑ.
       spike: spike function; default `surrogate.double_gaussian()`, as in Higuchi et al.
@@ -499,11 +504,11 @@ def rf(
         return least + MIN_DAMPING / dt, (1 + undamped - MIN_DAMPING) / dt
 
     def step(neuron, state, current):
-        omega, b = jnp.abs(neuron["omega"]), -jnp.abs(neuron["b_offset"])
+        omega, b = jnp.abs(neuron["omega"]), -jnp.abs(neuron["b"])
         state = _rotate(state["u"], state["v"], omega, b, current, dt)
         return state, spike(state["u"] - threshold)
 
-    init, project = _oscillator("rf", omega, b_offset, dt, damping)
+    init, project = _oscillator("rf", omega, b_offset, dt, damping, "b")
     return Cell(init, zeros_state("u", "v"), step, name="rf", project=project)
 
 
