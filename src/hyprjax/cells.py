@@ -116,7 +116,7 @@ def lif(
     With `reset="zero"`, the first line is `v[t] = α v[t-1] (1 - sg(z[t-1])) + I[t]`. State `v`; neuron parameter `tau`.
 
     Args:
-      tau: initial membrane time constant in steps, > 0.
+      tau: initial membrane time constant in steps, at least 0.1.
       threshold: firing threshold ϑ > 0.
       reset: what a spike does to the membrane: `"subtract"` the threshold, as in the paper, or put it to `"zero"`,
         as neuromorphic hardware and NIR have it.
@@ -127,7 +127,7 @@ def lif(
       A `Cell`. Defaults are those of the paper's evidence accumulation task.
 
     Raises:
-      ValueError: `threshold` is not a positive number, or `reset` is neither `"subtract"` nor `"zero"`.
+      ValueError: `tau` or `threshold` is out of range, or `reset` is neither `"subtract"` nor `"zero"`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -179,8 +179,8 @@ def cuba_lif(
     State `i`, `v`; neuron parameters `tau`, `tau_syn`. The paper's membrane sees the current one step later.
 
     Args:
-      tau: initial membrane time constant in steps, > 0.
-      tau_syn: initial synaptic time constant in steps, > 0.
+      tau: initial membrane time constant in steps, at least 0.1.
+      tau_syn: initial synaptic time constant in steps, at least 0.1.
       threshold: firing threshold ϑ > 0.
       spike: spike function; default `surrogate.fast_sigmoid()`, as in the paper.
 
@@ -188,7 +188,7 @@ def cuba_lif(
       A `Cell`. The default time constants are the paper's 20 and 10 ms at steps of 1 ms.
 
     Raises:
-      ValueError: `threshold` is not a positive number.
+      ValueError: a time constant or `threshold` is out of range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -242,8 +242,8 @@ def alif(
     State `v`, `a`; neuron parameters `tau`, `tau_a`, `beta`.
 
     Args:
-      tau: initial membrane time constant in steps, > 0.
-      tau_a: initial adaptation time constant in steps, > 0; near the memory the task needs.
+      tau: initial membrane time constant in steps, at least 0.1.
+      tau_a: initial adaptation time constant in steps, at least 0.1; near the memory the task needs.
       beta: initial threshold increase per spike; the default is the paper's
         1.7 (1 - ρ) / (1 - α) at the default time constants. A mixed population as in the paper
         (some neurons without adaptation) passes an initializer.
@@ -255,7 +255,7 @@ def alif(
       A `Cell`.
 
     Raises:
-      ValueError: `threshold` is not a positive number.
+      ValueError: a time constant, `beta` or `threshold` is out of range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -348,9 +348,9 @@ def ef_adlif(
     discretisation, this is what it is compared with. State `u` (as û) and `w`; neuron parameters as in `se_adlif`.
 
     Args:
-      tau_u: range of the membrane time constant in steps.
-      tau_w: range of the adaptation time constant in steps.
-      a: range of the subthreshold coupling.
+      tau_u: range of the membrane time constant in steps, from 0.1 on.
+      tau_w: range of the adaptation time constant in steps, from 0.1 on.
+      a: range of the subthreshold coupling, from `-1 / q` on, below which the membrane runs away.
       b: range of the spike-triggered adaptation.
       q: common scale of `a` and `b`.
       threshold: firing threshold ϑ.
@@ -360,7 +360,7 @@ def ef_adlif(
       A `Cell`. Default ranges and `q` are those of `se_adlif`.
 
     Raises:
-      ValueError: a range is not `(low, high)` with `low <= high`, or `threshold` or `q` is not a positive number.
+      ValueError: a range is not `(low, high)` with `low <= high` or too low, or `threshold` or `q` is not positive.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -407,12 +407,13 @@ def se_adlif(
         w[t] = ρ w[t-1] + (1-ρ) q (a u[t] + b z[t])          ρ = exp(-1/τ_w)
 
     State `u`, `w`. Neuron parameters `tau_u`, `tau_w` in [0, 1] interpolate within their ranges;
-    `a` and `b` are kept in their ranges, all with straight-through gradients.
+    `a` and `b` are kept in their ranges, all with straight-through gradients. An optimiser moves them on, out of their
+    ranges, where they change nothing: `hyprjax.project` clips them after an update, as the authors do.
 
     Args:
-      tau_u: range of the membrane time constant in steps.
-      tau_w: range of the adaptation time constant in steps.
-      a: range of the subthreshold coupling.
+      tau_u: range of the membrane time constant in steps, from 0.1 on.
+      tau_w: range of the adaptation time constant in steps, from 0.1 on.
+      a: range of the subthreshold coupling, from `-1 / q` on, below which the membrane runs away.
       b: range of the spike-triggered adaptation.
       q: common scale of `a` and `b`, so that both train at the rate of the weights.
       threshold: firing threshold ϑ.
@@ -422,7 +423,7 @@ def se_adlif(
       A `Cell`. Default ranges and `q` are those of the paper's ECG experiment.
 
     Raises:
-      ValueError: a range is not `(low, high)` with `low <= high`, or `threshold` or `q` is not a positive number.
+      ValueError: a range is not `(low, high)` with `low <= high` or too low, or `threshold` or `q` is not positive.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -468,21 +469,26 @@ def rf(
         v[t] = v[t-1] + dt (|ω| u[t-1] - |b| v[t-1])
         z[t] = Θ(u[t] - ϑ)
 
-    Forward Euler diverges where `|b| < dt ω² / 2` or so, which `brf` rules out by its divergence boundary.
+    A step multiplies `u + iv` by `1 + dt (-|b| + i |ω|)`. The model is stable, this being less than one, for
+    `dt |ω| < 1` and
+
+        dt ω² / (1 + r) < |b| < (1 + r) / dt                r = sqrt(1 - (dt ω)²)
+
+    `hyprjax.project` keeps `dt |ω|` up to 0.99 and `|b|` inside by `1e-4 / dt`. `brf` adds the lower bound itself.
     State `u`, `v`; neuron parameters `omega` (rad per time unit) and `b`, the damping.
 
     Args:
-      omega: initial angular frequency ω.
-      b_offset: initial damping |b|.
+      omega: initial angular frequency ω, from 0 to `0.99 / dt`.
+      b_offset: initial damping |b|, within its bounds for every ω of the range.
       dt: length of a step in time units.
       threshold: firing threshold ϑ.
       spike: spike function; default `surrogate.double_gaussian()`, as in Higuchi et al.
 
     Returns:
-      A `Cell`. Default ranges are those of `brf`.
+      A `Cell`. Default ranges are those of `brf`, but for the least damping, twice what ω = 10 needs.
 
     Raises:
-      ValueError: `dt` or `threshold` is not a positive number.
+      ValueError: `dt` or `threshold` is not positive, or `omega` or `b_offset` is out of range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -533,11 +539,14 @@ def brf(
         z[t] = Θ(u[t] - ϑ - q[t-1])                          relative refractoriness
         q[t] = γ q[t-1] + z[t]
 
+    At the boundary, `b' + q = 0`, an oscillation neither grows nor decays, and up to `b' + q = 2 r / dt`,
+    `r = sqrt(1 - (dt ω)²)`, it does not grow. `hyprjax.project` keeps `dt |ω|` up to 0.99 and `|b'|` up to half of
+    that, `r / dt`: at the default `dt` and `gamma` no input makes a neuron diverge then.
     State `u`, `v`, `q`; neuron parameters `omega` (rad per time unit) and `b_offset`.
 
     Args:
-      omega: initial angular frequency ω, with `dt ω < 1`.
-      b_offset: initial damping offset b' below the divergence boundary.
+      omega: initial angular frequency ω, from 0 to `0.99 / dt`.
+      b_offset: initial damping offset b' below the divergence boundary, from 0 to `r / dt` for every ω of the range.
       dt: length of a step in time units.
       threshold: firing threshold ϑ.
       gamma: decay of the refractory variable per step, in [0, 1).
@@ -547,7 +556,8 @@ def brf(
       A `Cell`. Default ranges are the paper's code's; its ECG experiment uses ω in (3, 5), b' in (0.1, 1).
 
     Raises:
-      ValueError: `dt` or `threshold` is not a positive number, or `gamma` is outside [0, 1).
+      ValueError: `dt` or `threshold` is not positive, `gamma` is outside [0, 1), or `omega` or `b_offset` is out of
+        range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -576,7 +586,7 @@ def brf(
         z = spike(state["u"] - threshold - q)
         return {**state, "q": gamma * q + z}, z
 
-    # Stable is b' + q up to twice this: half for b', which stays, and half for q, which comes and goes.
+    # Stable is b' + q up to twice this: half is left to q.
     init, project = _oscillator("brf", omega, b_offset, dt, lambda omega: (0.0, _undamped(omega, dt) / dt))
     return Cell(init, zeros_state("u", "v", "q"), step, name="brf", project=project)
 
@@ -592,10 +602,13 @@ def leaky_integrator(tau: Init = 20.0) -> Cell:
     State `v`; neuron parameter `tau`.
 
     Args:
-      tau: initial time constant in steps, > 0.
+      tau: initial time constant in steps, at least 0.1.
 
     Returns:
       A `Cell`. The default is the readout of Higuchi et al. 2024, there drawn from N(20, 1).
+
+    Raises:
+      ValueError: `tau` is out of range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -631,11 +644,14 @@ def filtered(cell: Cell, tau: Init = 20.0) -> Cell:
 
     Args:
       cell: the neuron model whose output is filtered.
-      tau: initial time constant of the filter in steps, > 0; the default is the readout's of
+      tau: initial time constant of the filter in steps, at least 0.1; the default is the readout's of
         Bellec et al. 2020.
 
     Returns:
       A `Cell` with the weights of `cell`.
+
+    Raises:
+      ValueError: `tau` is out of range.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
