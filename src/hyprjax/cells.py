@@ -469,7 +469,7 @@ def rf(
         v[t] = v[t-1] + dt (|ω| u[t-1] - |b| v[t-1])
         z[t] = Θ(u[t] - ϑ)
 
-    A step multiplies `u + iv` by `1 + dt (-|b| + i |ω|)`. The model is stable, this being less than one, for
+    A step multiplies `u + iv` by `1 + dt (-|b| + i |ω|)`. The model is stable, with that below one in modulus, for
     `dt |ω| < 1` and
 
         dt ω² / (1 + r) < |b| < (1 + r) / dt                r = sqrt(1 - (dt ω)²)
