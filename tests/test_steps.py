@@ -86,7 +86,10 @@ def test_the_transforms_refuse_it_too():
             transform(lambda p, x: hj.unroll(cell, p, x))(params, jnp.ones((10, B, 3)))
 
 
-@pytest.mark.parametrize(("maker", "other"), [(hj.lif, hj.alif), (hj.cuba_lif, hj.lif), (hj.brf, hj.lif), (hj.rf, hj.brf)])
+OTHERS = [(hj.lif, hj.alif), (hj.cuba_lif, hj.lif), (hj.brf, hj.lif), (hj.rf, hj.brf)]
+
+
+@pytest.mark.parametrize(("maker", "other"), OTHERS)
 def test_the_parameters_of_another_cell_are_refused(maker, other):
     params = hj.init_layer(jax.random.key(0), other(), 3, N)
     with pytest.raises(

@@ -63,7 +63,12 @@ def _keep_time_constants(*names: str) -> ProjectFn:
 
 
 def _oscillator(
-    maker: str, omega: Init, b_offset: Init, dt: float, damping: Callable[[Any], tuple[Any, Any]], name: str = "b_offset"
+    maker: str,
+    omega: Init,
+    b_offset: Init,
+    dt: float,
+    damping: Callable[[Any], tuple[Any, Any]],
+    name: str = "b_offset",
 ):
     """`init` and `project` of the resonate-and-fire models.
 
