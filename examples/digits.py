@@ -23,6 +23,7 @@ import hyprjax as hj
 
 CELL = hj.brf(omega=(5.0, 60.0), b_offset=(0.1, 2.0))
 READOUT = hj.leaky_integrator(tau=20.0)
+CELLS = {"hidden": CELL, "readout": READOUT}
 INPUT_GAIN = 200.0  # currents enter the oscillator times dt = 0.01, so it takes about 1 / dt to reach the threshold
 
 
@@ -118,7 +119,7 @@ def train(rule, params, train_data, test_data, options):
     @jax.jit
     def update(params, state, grads):
         changes, state = optimiser.update(grads, state, params)
-        return optax.apply_updates(params, changes), state
+        return hj.project(CELLS, optax.apply_updates(params, changes)), state
 
     first = Data(train_data.streams[:, : options.batch_size], train_data.labels[: options.batch_size])
     memory = gradient.lower(params, first).compile().memory_analysis().temp_size_in_bytes

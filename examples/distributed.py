@@ -25,6 +25,7 @@ import hyprjax as hj
 
 BATCH, STEPS, INPUTS, NEURONS, LAG = 8, 50, 10, 32, 5
 CELL, READOUT = hj.alif(tau=10.0, tau_a=50.0), hj.leaky_integrator(tau=3.0)
+CELLS = {"hidden": CELL, "readout": READOUT}
 OPTIMISER = optax.adam(5e-3)
 
 
@@ -62,7 +63,8 @@ def learn(state, xs):
     params, optimiser_state, carry = state
     (loss, grads), carry = LEARNER.value_and_grad(params, carry, xs)
     updates, optimiser_state = OPTIMISER.update(grads, optimiser_state, params)
-    return (optax.apply_updates(params, updates), optimiser_state, carry), loss
+    params = hj.project(CELLS, optax.apply_updates(params, updates))
+    return (params, optimiser_state, carry), loss
 
 
 def train(options):

@@ -33,12 +33,15 @@ def main(arguments=None):
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training data")
     parser.add_argument("--every", type=int, default=4, help="epochs between comparisons")
     parser.add_argument("--segment-lengths", nargs="+", type=int, default=[1, 10, 50, 100, 260, 1300], help="of HYPR")
+    training.add_project(parser)
     parser.add_argument("--seed", type=int, default=0, help="of parameters and batches")
     parser.add_argument("--out", type=Path, default=Path("gradients.csv"), help="CSV file to append to")
     options = parser.parse_args(arguments)
     data, _ = hyprjax.data.ecg_qtdb()
-    network, optimiser, batch_size = ecg.SETUPS[options.cell](options.epochs, lambda size: data.size // size)
+    network, make_optimiser, batch_size = ecg.SETUPS[options.cell]()
     network = network._replace(dropout=0.0)
+    batches = data.size // batch_size
+    optimiser = make_optimiser(options.epochs * batches)
     rules = {("bptt", data.steps): training.value_and_grad(network.loss, "bptt")}
     for rule in ("hypr", "hypr-segment"):
         for length in options.segment_lengths:
@@ -51,12 +54,7 @@ def main(arguments=None):
         exact = grads["bptt", data.steps]
         return [cosine(grad, exact) for grad in grads.values()]
 
-    @jax.jit
-    def update(params, state, batch):
-        loss, grads = training.value_and_grad(network.loss, "hypr")(params, batch)
-        changes, state = optimiser.update(grads, state, params)
-        return optax.apply_updates(params, changes), state, loss
-
+    learn = jax.jit(training.learner(network, "hypr", optimiser, project=options.project))
     params = network.init(jax.random.key(options.seed))
     state, data = optimiser.init(params), jax.device_put(data)
     new = not options.out.exists()
@@ -71,8 +69,9 @@ def main(arguments=None):
                     writer.writerow([options.cell, options.seed, epoch, rule, length, f"{float(value):.5f}"])
                 file.flush()
             key = jax.random.fold_in(jax.random.key(options.seed), epoch)
-            for indices in jax.random.permutation(key, data.size)[: -(data.size % batch_size)].reshape(-1, batch_size):
-                params, state, _ = update(params, state, training.make_batch(network, data, indices))
+            order = jax.random.permutation(key, data.size)[: batches * batch_size]
+            for indices in order.reshape(batches, batch_size):
+                params, state, _ = learn(params, state, training.make_batch(network, data, indices))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import hyprjax as hj
 import hyprjax.data
 
 CELL, READOUT = hj.alif(tau=10.0, tau_a=50.0), hj.leaky_integrator(tau=10.0)
+CELLS = {"hidden": CELL, "readout": READOUT}
 HOLD, BATCH = 8, 16
 
 
@@ -71,7 +72,7 @@ def main(arguments=None):
     def update(params, state, xs):
         loss, grads = gradient(params, xs)
         changes, state = optimiser.update(grads, state)
-        return optax.apply_updates(params, changes), state, loss
+        return hj.project(CELLS, optax.apply_updates(params, changes)), state, loss
 
     params = init(jax.random.key(0), options.neurons)
     state, rng, rows = optimiser.init(params), np.random.default_rng(0), []

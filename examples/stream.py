@@ -30,6 +30,7 @@ from tqdm import tqdm
 import hyprjax as hj
 
 CELL, READOUT = hj.brf(omega=(3.0, 20.0), b_offset=(0.1, 2.0)), hj.leaky_integrator(tau=3.0)
+CELLS = {"hidden": CELL, "readout": READOUT}
 NEURONS, LEARNING_RATE = 64, 1e-2
 
 
@@ -144,7 +145,8 @@ def learn(rule, state: Learning, xs):
     (loss, grads), carry = RULES[rule][1](state.params, state.carry, xs)
     updates, optimiser = OPTIMISER.update(grads, state.optimiser, state.params)
     kept = jax.tree.map(lambda new, old: jnp.where(optimiser.last_finite, new, old), carry, state.carry)
-    return Learning(optax.apply_updates(state.params, updates), optimiser, kept), loss
+    params = hj.project(CELLS, optax.apply_updates(state.params, updates))
+    return Learning(params, optimiser, kept), loss
 
 
 @jax.jit

@@ -217,8 +217,8 @@ def train(
 
     `optimiser` makes an optimiser from the number of updates in all. `average` is the decay, per batch, of an average
     over the parameters; validated and tested is that average. `project` says whether an update ends with
-    `hj.project`. Checkpoints are continued only by a run with the same
-    settings; `options` are those that `network`, data and `optimiser` were made with.
+    `hj.project`. Checkpoints are continued only by a run with the same settings; `options` are those that `network`,
+    data and `optimiser` were made with.
     """
     train_data, test_data = jax.device_put((train_data, test_data))
     held_out = int(validation * train_data.size)
@@ -308,16 +308,17 @@ def parser(doc: str, **defaults) -> argparse.ArgumentParser:
     result.add_argument(
         "--average", type=float, default=0.0, help="decay per batch of the average of parameters tested"
     )
-    result.add_argument(
-        "--project",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="put neuron parameters back where their model is defined after every update",
-    )
+    add_project(result)
     result.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")
     result.add_argument("--out", type=Path, default=None, help="CSV file to append the results to")
     result.set_defaults(**defaults)
     return result
+
+
+def add_project(parser: argparse.ArgumentParser):
+    """The option `--project`, on by default."""
+    text = "put neuron parameters back where their model is defined after every update"
+    parser.add_argument("--project", action=argparse.BooleanOptionalAction, default=True, help=text)
 
 
 def run(task: str, cell: str, network, data, optimiser, options, **settings) -> dict[str, Result]:

@@ -153,6 +153,40 @@ def test_another_learning_rate_does_not_continue_the_same_run(folder):
         ecg.main([*arguments, "--learning-rate", "0.2"])
 
 
+def test_the_gradients_example_compares_rules_while_a_network_learns(folder):
+    import gradients
+
+    write_ecg(folder)
+    short = ["--cell", "alif", "--epochs", "1", "--every", "1", "--segment-lengths", "10"]
+    gradients.main([*short, "--out", str(folder / "gradients.csv")])
+    with (folder / "gradients.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["rule"]) for row in rows] == [
+        (e, r) for e in "01" for r in ("bptt", *training.RULES[1:3])
+    ]
+    cosines = np.array([float(row["cosine"]) for row in rows]).reshape(2, 3)
+    assert np.allclose(cosines[:, 0], 1)
+    assert (np.abs(cosines) <= 1).all()
+    assert (cosines[0] != cosines[1]).any()  # it has learnt
+
+
+def test_parameters_stay_in_their_ranges_unless_told_otherwise(problem):
+    import optax
+
+    _, *data = problem
+    network = training.stack(hj.se_adlif(q=20.0), hj.leaky_integrator(tau=5.0), (3, 16, 3), gain=10.0)
+    settings = {"rule": "hypr", "optimiser": lambda updates: optax.adam(0.3), "epochs": 1, "batch_size": 8}
+    ranges = {"tau_u": (0, 1), "tau_w": (0, 1), "a": (0, 1), "b": (0, 2)}
+    outside = {}
+    for project in (True, False):
+        neuron = training.train(network, *data, **settings, project=project).params[0]["neuron"]
+        outside[project] = sum(
+            ((neuron[name] < low) | (neuron[name] > high)).sum() for name, (low, high) in ranges.items()
+        )
+    assert outside[True] == 0
+    assert outside[False] > 5
+
+
 def test_dropout_is_of_training_only(problem):
     network, data, _ = problem
     network = network._replace(dropout=0.5)
