@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from hyprjax import _backward, _check, _program, _sequence, _sharding
+from hyprjax._segment import Options
 from hyprjax._sequence import Plan
+
+_EXACT = Options(exact=True)
 
 
 def bptt(
@@ -60,21 +63,8 @@ def bptt(
       True
     """
     length = _check.positive_int("segment_length", segment_length, optional=True)
-
-    @wraps(fn)
-    def model(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
-        call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
-        plan, axes, operands = _sequence.model(
-            "bptt",
-            call,
-            length or _sequence.bptt_length(call.steps),
-            time_axis=time_axis,
-            out_time_axis=out_time_axis,
-            check=check,
-        )
-        return jax.tree.unflatten(plan.program.tree, _model(plan, axes, *operands))
-
-    return model
+    options = {"time_axis": time_axis, "out_time_axis": out_time_axis, "check": check}
+    return _sequence.wrap("bptt", fn, _model, length, _sequence.bptt_length, **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -107,7 +97,7 @@ def _gradients(plan, axes, wanted, operands, carries, cotangents):
         indices, places = _backward.taken(wanted, takes)
 
         def run(given, carry):
-            results, carry, _ = _program.evaluate(program, None, given, carry)
+            results, carry, _ = _program.evaluate(program, _EXACT, given, carry)
             return (_backward.present(results, back), carry), None
 
         of_outputs = lambda _: (_backward.present(back, back), leaving)  # noqa: E731

@@ -6,7 +6,7 @@ All three run a segment and pull it back (`_pull_segment`), which gives the grad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,35 +110,22 @@ def hypr(
       (36, 36)
     """
     length = _check.positive_int("segment_length", segment_length, optional=True)
-    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
-
-    @wraps(fn)
-    def model(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
-        call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
-        plan, axes, operands = _sequence.model(
-            "hypr",
-            call,
-            length or _sequence.default_length(call.steps),
-            time_axis=time_axis,
-            out_time_axis=out_time_axis,
-            check=check,
-        )
-        return jax.tree.unflatten(plan.program.tree, _model(plan, options, axes, *operands))
-
-    return model
+    run = partial(_model, _options(recurrent_credit, scan, trace_dtype, traces, trace_rank))
+    options = {"time_axis": time_axis, "out_time_axis": out_time_axis, "check": check}
+    return _sequence.wrap("hypr", fn, run, length, _sequence.default_length, **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _model(plan: Plan, options: Options, axes: tuple[int, ...], *operands: Array) -> list[Array]:
+def _model(options: Options, plan: Plan, axes: tuple[int, ...], *operands: Array) -> list[Array]:
     return _sequence.run(plan, axes, operands)[0]
 
 
-def _forward(plan, options, axes, *operands):
+def _forward(options, plan, axes, *operands):
     values = [operand.value for operand in operands]
     return _sequence.run(plan, axes, values)[0], (_backward.perturbed(plan, operands), values)
 
 
-def _pull(plan, options, axes, residuals, cotangents):
+def _pull(options, plan, axes, residuals, cotangents):
     wanted, operands = residuals
     return _gradients(plan.last_apart, options, axes, wanted, operands, _backward.nonzero(cotangents))
 

@@ -2,7 +2,7 @@
 
 Both carry row vectors over the state from the end of the segment to its start:
 
-    learning signal   q_λ = 0,    q_{t-1} = J_tᵀ q_t + G_t ζ_t
+    learning signal   q_λ = 0,    q_{t-1} = J_tᵀ q_t + G_t ζ_t         (q_λ is given for exact gradients)
     propagation       R_λ = 1,    R_{t-1} = R_t J_t
 
 A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row back through a step" is all there is: one
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +46,17 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the P-stage needs of a segment: the row of the learning signal and the `k` rows of `R`."""
+    """What the P-stage needs of a segment: the row of the learning signal and the `k` rows of `R`.
+
+    Attributes:
+      signal: of `q`.
+      propagation: of `R`.
+      feedback: `[*batch, n]`, what the output before the segment owes through `w_rec`.
+    """
 
     signal: Row
     propagation: list[Row]
+    feedback: Float[Array, "*batch n"]
 
 
 def pull_back(
@@ -63,6 +70,7 @@ def pull_back(
     propagate: bool,
     chunks: int = 1,
     w_rec: Float[Array, "n n"] | None = None,
+    end: tuple[list[Array], Array] | None = None,
 ) -> Rows:
     """Both recursions, as one reversed `lax.scan` over `t / chunks` steps with the derivatives of `step` taken in it.
 
@@ -78,26 +86,30 @@ def pull_back(
       propagate: whether the rows of `R` are wanted.
       chunks: pulled back in parallel; a divisor of `t`, and 1 with `w_rec`.
       w_rec: given, the explicit recurrence inside the segment is kept: `ζ_{t-1} += δ_t W_recᵀ`.
+      end: the loss gradient of the last state, in the place of zeros for `q_λ`, and of the last output beside `ζ_λ`.
 
     Returns:
       The rows; `propagation` is empty without `propagate`.
     """
     fold = lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:])  # noqa: E731
     segment = jax.tree.map(fold, (state, current, reset, zeta))
-    rows = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec)
+    rows, feedback = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec, end)
     if chunks > 1:
         signal, *propagation = _join(rows[0], rows[1:], propagate)
     else:
         signal, *propagation = [jax.tree.map(lambda a: a[0], row) for row in rows]
-    return Rows(signal, propagation)
+    return Rows(signal, propagation, feedback[0])
 
 
-def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Array | None) -> list[Row]:
+def _pull_chunks(
+    step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Array | None, end: tuple[list[Array], Array] | None
+) -> tuple[list[Row], Array]:
     """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
     state, current, _, _ = segment
     tree, zeros = jax.tree.structure(state), _sharding.zeros_like(current[:, 0])
     k = tree.num_leaves
-    starts = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
+    q, of_output = ([zeros] * k, zeros) if end is None else jax.tree.map(partial(_in_the_last, zeros), end)
+    starts = [q, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
     rows = [jax.tree.unflatten(tree, row) for row in starts]
     of_neuron = [jax.tree.map(lambda p: _sharding.zeros_like(zeros, p.dtype), neuron) for _ in rows]
 
@@ -119,6 +131,7 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
         )
         of_step, rows, deltas = pull_one(rows, state, current, reset, zeta + feedback)
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
+        feedback = zeros
         if w_rec is not None:
             like = _sharding.over(zeta, *_sharding.spec(zeta))
             feedback = jnp.matmul(deltas[0], w_rec.T, out_sharding=like)
@@ -126,11 +139,17 @@ def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: 
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(current.shape[1])
-    (rows, of_neuron, _), deltas = jax.lax.scan(pull, (rows, of_neuron, zeros), times, reverse=True)
-    return [
+    (rows, of_neuron, feedback), deltas = jax.lax.scan(pull, (rows, of_neuron, of_output), times, reverse=True)
+    pulled = [
         Row(jax.tree.leaves(row), jnp.moveaxis(delta, 1, 0), jax.tree.leaves(neuron))
         for row, neuron, delta in zip(rows, of_neuron, deltas, strict=True)
     ]
+    return pulled, feedback
+
+
+def _in_the_last(zeros: Array, x: Array) -> Array:
+    """Of all chunks: `x` in the last one."""
+    return x[None] if len(zeros) == 1 else jnp.concatenate([zeros[:-1], x[None]])
 
 
 def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:

@@ -21,6 +21,11 @@ The segment is one `jax.custom_vjp`. The traces take no part in its forward pass
 reads the incoming traces and returns the *outgoing traces in the place of their cotangent*: so both
 recursions share one pass over the segment, and the traces of a loss that is never differentiated
 are never computed. `_hypr` picks them up where `jax.vjp` puts them.
+
+Exact gradients need the same parts and no traces (`Options.exact`, for `_bptt`): `q_λ` starts from the cotangent of the
+last state, `ζ_λ` has that of the last output in it, the recurrence `ζ_{t-1} += δ_t W_recᵀ` is kept, and `q_0` and the
+cotangent of the output before the segment go to the segment before. One GEMM per segment gives `dW`, where a scan that
+JAX differentiates adds up an outer product at each step.
 """
 
 from __future__ import annotations
@@ -63,6 +68,7 @@ class Options(NamedTuple):
       trace_rank: of the traces of the weights, see `_factored`; None for full ones.
       first: whether no segment came before, so that the traces are at rest and need no pass over them.
       last: whether no segment follows, so that nobody reads the traces it would leave.
+      exact: whether credit goes on into the segment before, as the cotangent of the carry, in the place of traces.
     """
 
     scan: str = "auto"
@@ -71,6 +77,7 @@ class Options(NamedTuple):
     trace_rank: int | None = None
     first: bool = False
     last: bool = False
+    exact: bool = False
 
 
 class Carry(NamedTuple):
@@ -100,7 +107,7 @@ def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options
     place = _placement(params, inputs)
     rest_of = lambda neuron: jax.tree.map(place, cell.rest(neuron, batch_shape, dtype))  # noqa: E731
     state, output = rest_of(params["neuron"]), place(jnp.zeros((*batch_shape, n), dtype))
-    if options is None:
+    if options is None or options.exact:
         return Carry(state, output, None)
     rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
     rows, rank = rows + _filling(rows), options.trace_rank
@@ -295,33 +302,40 @@ def _next_factors(p, propagation, factors):
 
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
-    zeta, *_ = cotangents
+    zeta, after, _ = cotangents
     neuron, w_rec = params["neuron"], params.get("w_rec")
 
-    explicit = options.recurrent_credit == "segment" and w_rec is not None
-    signal, propagation = _recursion.pull_back(
+    explicit = (options.exact or options.recurrent_credit == "segment") and w_rec is not None
+    signal, propagation, feedback = _recursion.pull_back(
         partial(step_with_reset, cell),
         neuron,
         past.state,
         past.current,
         reset,
         zeta,
-        propagate=not options.last,
+        propagate=not (options.last or options.exact),
         chunks=1 if explicit else _recursion.chunks(options.scan, len(zeta), math.prod(zeta.shape[1:])),
         w_rec=w_rec if explicit else None,
+        end=(jax.tree.leaves(after.state), after.output) if options.exact else None,
     )
 
     p = _presynaptic(params, inputs, output, outputs, reset)
-    at_start = _forget(traces, None if reset is None else reset[0])
     time_and_batch = tuple(range(p.ndim - 1))
     of_neurons = _sharding.over(p, None, _sharding.spec(params["w_in"])[-1])
     dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch), out_sharding=of_neurons)
-    if not options.first:
-        dW += _contract(signal.state, at_start.synapses)
-    d_neuron = [of.sum(time_and_batch[:-1]) for of in _through(signal.state, at_start.neuron, signal.neuron)]
+    of_phi = signal.neuron
+    if not options.exact:
+        at_start = _forget(traces, None if reset is None else reset[0])
+        of_phi = _through(signal.state, at_start.neuron, of_phi)
+        if not options.first:
+            dW += _contract(signal.state, at_start.synapses)
+    d_neuron = [of.sum(time_and_batch[:-1]) for of in of_phi]
 
     d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
     d_inputs = jnp.matmul(signal.current, params["w_in"].T, out_sharding=_sharding.over(p, *_sharding.spec(inputs)))
+    if options.exact:
+        before = Carry(jax.tree.unflatten(jax.tree.structure(past.state), signal.state), feedback, None)
+        return d_params, d_inputs, before, None
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -174,6 +174,25 @@ def model(
     if made.rest:
         axes(made.last, made.rest)
     return made, axes(made.program, made.length), operands
+
+
+def wrap(
+    name: str,
+    fn: Callable[..., PyTree],
+    run: Callable[..., Any],
+    length: int | None,
+    default_length: Callable[[int], int],
+    **options: Any,
+) -> Callable[..., PyTree]:
+    """The model `fn` by `run(plan, axes, *operands)`; `options` are those of `model`."""
+
+    @wraps(fn)
+    def wrapped(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+        of = call(fn, options["time_axis"], params, xs, args, kwargs)
+        plan, axes, operands = model(name, of, length or default_length(of.steps), **options)
+        return jax.tree.unflatten(plan.program.tree, run(plan, axes, *operands))
+
+    return wrapped
 
 
 def _shape(x: Array, axis: int | None, steps: int) -> Any:
