@@ -312,12 +312,7 @@ def hypr_value_and_grad(
         for program in (plan.program, plan.last):
             _check_loss(program, has_aux)
         _check_stackable(plan)
-        if reduction is None and found == "neither":
-            raise ValueError(
-                "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, or one without "
-                "time beside a sum, counted once per segment; divide by the number of steps, or set reduction"
-            )
-        reduce = reduction or found or "mean"
+        reduce = reduction_over_segments(reduction, found)
         results, grads = _value_and_grad(plan.last_apart, options, reduce, call.of_params, operands)
         return _loss(plan.last, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)
 
@@ -480,6 +475,16 @@ def _loss(program: Program, results: Sequence[Array], has_aux: bool) -> Any:
 
 def _check_loss(program: Program, has_aux: bool) -> None:
     (_check.loss_and_aux if has_aux else _check.loss)(_program.results(program))
+
+
+def reduction_over_segments(asked: str | None, found: str | None) -> str:
+    """`"mean"` or `"sum"`, from what the user asks for and what `_time.check` finds."""
+    if asked is None and found == "neither":
+        raise ValueError(
+            "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, or one without "
+            "time beside a sum, counted once per segment; divide by the number of steps, or set reduction"
+        )
+    return asked or found or "mean"
 
 
 def _check_stackable(plan: Plan) -> None:

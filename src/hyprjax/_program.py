@@ -301,12 +301,22 @@ _ENTER: dict[str, Callable[..., tuple[list, list]]] = {
 }
 
 
-def _of_layer(eqn: jec.JaxprEqn, carry: Any, operands: list[Array], one: Callable[..., Any]) -> Any:
-    """`one(cell, carry, params, inputs, resets)` of an `unroll` equation, for every member of its ensemble."""
-    cell, tree, ensemble = (eqn.params[name] for name in ("cell", "tree", "ensemble"))
-    call = lambda carry, *operands: one(cell, carry, *jax.tree.unflatten(tree, operands))  # noqa: E731
-    carry, operands = _sharding.vary((carry, operands))
-    return _over_ensemble(call, ensemble, 0)(carry, *operands)
+def run(
+    program: Program, operands: Sequence[Array], entering: Sequence[Any], one: Callable[..., tuple[Array, Any]]
+) -> tuple[list, list]:
+    """The results of a program and what leaves each `unroll`, in the order of the carry.
+
+    `one(cell, entering, params, inputs, resets) -> (outputs, leaving)` is what an `unroll` does, for every member of
+    its ensemble.
+    """
+
+    def layer(eqn, operands, entering):
+        cell, tree, ensemble = (eqn.params[name] for name in ("cell", "tree", "ensemble"))
+        call = lambda entering, *operands: one(cell, entering, *jax.tree.unflatten(tree, operands))  # noqa: E731
+        entering, operands = _sharding.vary((entering, operands))
+        return _over_ensemble(call, ensemble, 0)(entering, *operands)
+
+    return _interpret(program.jaxpr, operands, layer, list(entering))
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # for the dead code elimination: only what the rest states need is computed
@@ -317,8 +327,7 @@ def rest(program: Program, options: Options | None, operands: Sequence[Array]) -
         start = _segment.rest(cell, params, inputs, options)
         return jnp.broadcast_to(start.output, (len(inputs), *start.output.shape)), start
 
-    layer = lambda eqn, operands, carry: _of_layer(eqn, carry, operands, one)  # noqa: E731
-    return tuple(_interpret(program.jaxpr, operands, layer, [None] * unrolls(program))[1])
+    return tuple(run(program, operands, [None] * unrolls(program), one)[1])
 
 
 def evaluate(
@@ -345,8 +354,7 @@ def evaluate(
         outputs, carry, token = result
         return outputs, (carry, token)
 
-    layer = lambda eqn, operands, carry: _of_layer(eqn, carry, operands, one)  # noqa: E731
-    results, leaving = _interpret(program.jaxpr, operands, layer, list(carries))
+    results, leaving = run(program, operands, carries, one)
     return list(map(jnp.asarray, results)), tuple(carry for carry, _ in leaving), [token for _, token in leaving]
 
 
