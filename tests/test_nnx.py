@@ -9,7 +9,7 @@ from flax import nnx
 from networks import CELLS, assert_close, make_data
 
 import hyprjax as hj
-from hyprjax.nnx import Readout, Recurrent
+from hyprjax.nnx import Readout, Recurrent, project
 
 
 class Network(nnx.Module):
@@ -69,6 +69,19 @@ def test_a_stream_carries_the_state_of_a_model(problem):
     second, _ = net.apply(params, carry, xs["inputs"][5:])
     whole = nnx.merge(graph, params)(xs["inputs"])
     assert jnp.allclose(jnp.concatenate([first, second]), whole, rtol=0, atol=1e-12)
+
+
+def test_project_reaches_every_layer_of_a_model_in_place():
+    model = Network(nnx.Rngs(0))
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for module, name in ((model.second, "tau"), (model.second, "tau_a"), (model.readout, "tau")):
+        param = module.neuron[name]
+        param.set_value(-param.get_value())
+    assert not jnp.array_equal(model.readout.neuron["tau"].get_value(), before["readout"]["neuron"]["tau"])
+    nnx.jit(project)(model)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, after, before)))
 
 
 def test_an_optimizer_trains_a_model_and_orbax_keeps_it(tmp_path):

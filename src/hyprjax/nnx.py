@@ -89,8 +89,7 @@ class Recurrent(nnx.Module):
     def params(self) -> Params:
         """The parameters as `unroll` and `hyprjax.nir.to_nir` take them: a dict of arrays."""
         variables = {name: getattr(self, name) for name in ("w_in", "w_rec", "bias", "neuron") if hasattr(self, name)}
-        is_param = lambda node: isinstance(node, nnx.Param)  # noqa: E731
-        return jax.tree.map(lambda param: param.get_value(), variables, is_leaf=is_param)
+        return jax.tree.map(lambda param: param.get_value(), variables, is_leaf=_is_param)
 
 
 class Readout(Recurrent):
@@ -107,3 +106,30 @@ class Readout(Recurrent):
     def __init__(self, n_in: int, n_out: int, *, tau: Any = 20.0, bias: bool = True, rngs: nnx.Rngs):
         """As `Recurrent`, with the initial time constant `tau` in steps."""
         super().__init__(leaky_integrator(tau), n_in, n_out, recurrent=False, bias=bias, rngs=rngs)
+
+
+def project(model: nnx.Module) -> None:
+    """Puts the neuron parameters of every layer in a model back where its cell is defined; call it after an update.
+
+    `hyprjax.project` for modules: it changes the parameters of each `Recurrent` in place, as `nnx.Optimizer` does.
+
+    Args:
+      model: a module that holds layers anywhere, or a layer.
+
+    Examples:
+      >>> import jax.numpy as jnp, hyprjax as hj, hyprjax.nnx
+      >>> from flax import nnx
+      >>> layer = hj.nnx.Recurrent(hj.brf(), 4, 2, rngs=nnx.Rngs(0))
+      >>> layer.neuron["omega"].set_value(jnp.array([7.0, 105.0]))  # what an optimiser did
+      >>> hj.nnx.project(layer)
+      >>> layer.neuron["omega"].get_value().tolist()
+      [7.0, 99.0]
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Recurrent):
+            neuron, kept = vars(module)["neuron"], module.cell.project(module.params["neuron"])
+            jax.tree.map(lambda param, value: param.set_value(value), neuron, kept, is_leaf=_is_param)
+
+
+def _is_param(node: Any) -> bool:
+    return isinstance(node, nnx.Param)
