@@ -124,12 +124,14 @@ plt.legend();
 # %% [markdown]
 # ## Training
 #
-# Any Optax optimiser, any loop.
+# Any Optax optimiser, any loop. `hj.project` after an update keeps neuron parameters where their model is defined: frequencies
+# at which a neuron is stable, time constants that are positive.
 
 # %%
 EPOCHS, BATCH_SIZE = 10, 64
 updates = EPOCHS * (train_data.size // BATCH_SIZE)
 optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.05, updates)))
+cells = {"hidden": cell, "readout": readout}
 test_batch = batch_of(test_data, np.arange(test_data.size))
 
 
@@ -148,7 +150,7 @@ def train(value_and_grad):
     def update(params, state, indices):
         loss, grads = value_and_grad(params, batch_of(train_data, indices))
         updates, state = optimiser.update(grads, state)
-        return optax.apply_updates(params, updates), state, loss
+        return hj.project(cells, optax.apply_updates(params, updates)), state, loss
 
     rng, curve = np.random.default_rng(0), [float(accuracy(params))]
     for _ in range(EPOCHS):

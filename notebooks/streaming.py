@@ -77,13 +77,15 @@ def loss_fn(params, xs):
 
 learner = hj.hypr_stream(loss_fn, has_aux=True)
 optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+cells = {"hidden": cell, "readout": readout}
 
 
 def learn(state, xs):
     params, opt_state, carry = state
     ((loss, prediction), grads), carry = learner.value_and_grad(params, carry, xs)
     updates, opt_state = optimiser.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state, carry), (loss, prediction)
+    params = hj.project(cells, optax.apply_updates(params, updates))  # frequencies stay stable, time constants positive
+    return (params, opt_state, carry), (loss, prediction)
 
 
 # %% [markdown]
