@@ -69,6 +69,64 @@ def test_learning_curves_show_mean_and_deviation_over_seeds(ax):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "three"]
 
 
+def test_more_seeds_than_epochs_are_drawn_as_they_are_with_a_warning(ax):
+    values = np.random.default_rng(0).random((3, 50))
+    with pytest.warns(UserWarning, match=r"'HYPR' has 50 seeds of 3 epochs; .*\[epochs, seeds\], .*transpose"):
+        plot.learning_curves({"HYPR": values}, ax=ax)
+    assert np.allclose(ax.lines[0].get_ydata(), values.mean(1))
+    with pytest.warns(UserWarning, match="'one' has 50 seeds of 1 epochs"):
+        plot.learning_curves({"one": values[:1]}, ax=ax)
+    plot.learning_curves({"square": values[:, :3], "transposed": values.T}, ax=ax)  # no warning
+    assert np.allclose(ax.lines[3].get_ydata(), values.mean(0))
+
+
+def visible(line):
+    """How many values of a line can be seen: those with a finite neighbour, or a marker."""
+    y = np.asarray(line.get_ydata(), float)
+    finite = np.pad(np.isfinite(y), 1)
+    joined = finite[1:-1] & (finite[:-2] | finite[2:])
+    every = range(len(y)) if line.get_markevery() is None else line.get_markevery()
+    marked = set(every) if line.get_marker() not in ("None", None, "") else set()
+    return sum(bool(finite[i + 1] and (joined[i] or i in marked)) for i in range(len(y)))
+
+
+def test_every_finite_value_of_a_curve_is_visible(ax):
+    gaps = [1.0, np.nan, 2.0, 3.0, np.inf, 4.0]
+    plot.learning_curves({"one epoch": [0.5], "gaps": gaps, "whole": [1, 2, 3]}, ax=ax)
+    assert [visible(line) for line in ax.lines] == [1, 4, 3]
+    assert ax.lines[2].get_marker() == "None"
+    plot.learning_curves({"mine": gaps}, marker="x", ax=ax)
+    assert (ax.lines[3].get_marker(), ax.lines[3].get_markevery()) == ("x", None)
+
+
+def test_one_neuron_one_variable_one_step(ax):
+    cell, params, inputs = make("brf")
+    plot.membrane(cell, params, inputs[:1], neurons=-1, variables="u", ax=ax)
+    assert [line.get_label() for line in ax.lines] == ["u, neuron 4"]
+    assert visible(ax.lines[0]) == 1
+
+
+def test_what_is_not_finite_says_so(ax):
+    cell, params, inputs = make("leaky_integrator")
+    hurt = inputs.at[7, 1].set(jnp.nan)
+    with pytest.warns(UserWarning, match="membrane: v, neuron 2, is nan at step 7; it cannot be drawn"):
+        plot.membrane(cell, params, hurt, neurons=[2], ax=ax)
+    assert visible(ax.lines[0]) == 7
+    with pytest.raises(ValueError, match="the traces of neuron 0 are not finite from step 7 on"):
+        plot.eligibility(cell, params, hurt, ax=ax)
+
+
+def test_a_silent_layer_says_so(ax):
+    plot.raster(np.zeros((50, 6)), ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["no spikes"]
+
+
+def test_spectrum_looks_into_filtered_neurons(ax):
+    layer = hj.init_layer(jax.random.key(0), hj.filtered(hj.rf()), 3, 10)
+    plot.spectrum(layer, ax=ax)
+    assert sum(bar.get_height() for bar in ax.containers[0]) == 10
+
+
 def test_spectrum_counts_every_neuron_before_and_after(ax):
     before = hj.init_layer(jax.random.key(0), hj.brf(), 3, 40)
     after = before | {"neuron": before["neuron"] | {"omega": -2 * before["neuron"]["omega"]}}
@@ -94,9 +152,31 @@ def test_clear_errors(ax):
         (lambda: plot.membrane(cell, params, inputs[None]), r"membrane: inputs must be \[t, n_in\]"),
         (lambda: plot.membrane(cell, params, inputs, variables=["w"]), r"no variable 'w'; it has \['q', 'u', 'v'\]"),
         (lambda: plot.eligibility(cell, params, inputs, variable=3), r"no variable 3; it has \['q', 'u', 'v'\]"),
+        (lambda: plot.raster(np.zeros(5)), r"raster: spikes must be \[t, n\], .*spikes\[:, None\]"),
+        (lambda: plot.raster(np.zeros((0, 3))), r"raster: spikes is empty, its shape is \(0, 3\)"),
+        (lambda: plot.raster(np.array([[0.0], [np.nan]])), "raster: spikes hold NaN, from step 1 on"),
+        (lambda: plot.raster(np.ones((2, 2)), dt=0.0), r"raster: dt must be a positive number, got 0\.0"),
+        (lambda: plot.membrane(cell, params, inputs, neurons=[5]), "membrane: there is no neuron 5, the layer has 5"),
+        (lambda: plot.membrane(cell, params, inputs, neurons=[]), "membrane: there is nothing to draw"),
+        (lambda: plot.membrane(cell, params, inputs, variables=[]), "membrane: there is nothing to draw"),
+        (lambda: plot.eligibility(cell, params, inputs, neuron=5), "eligibility: there is no neuron 5"),
         (lambda: plot.learning_curves({}), "curves is empty"),
         (lambda: plot.learning_curves({"a": np.zeros((2, 2, 2))}), r"'a' must be \[epochs\]"),
+        (lambda: plot.learning_curves({"a": [[1.0], [1.0, 2.0]]}), r"'a' must be an array .* seeds of equal length"),
+        (lambda: plot.learning_curves({"a": [np.nan, np.nan]}), "'a' has no epoch with a finite value"),
+        (lambda: plot.learning_curves({"a": []}), "'a' has no epoch with a finite value"),
+        (lambda: plot.learning_curves({"a": np.ones((3, 0))}), "'a' has no epoch with a finite value"),
         (lambda: plot.spectrum(make("lif")[1]), "no neuron parameter 'omega'"),
+        (lambda: plot.spectrum({}), "a dict of label -> parameters"),
+        (
+            lambda: plot.spectrum({"a": {"neuron": {"omega": np.array([1.0, np.nan])}}}),
+            "omega of layer 'a' is not finite",
+        ),
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+    with pytest.raises(TypeError, match=r"curves must be a dict .* got ndarray"):
+        plot.learning_curves(np.ones(5))
+    for draw in (plot.raster, lambda spikes, ax: plot.learning_curves({"a": [1.0]}, ax=ax)):
+        with pytest.raises(TypeError, match=r"ax must be one Axes, got ndarray; .*axes\[0, 0\]"):
+            draw(np.ones((2, 2)), ax=np.array([ax, ax]))
