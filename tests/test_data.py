@@ -92,10 +92,51 @@ def test_arrays_that_do_not_belong_together(inputs, targets, mask):
         hj.data.Dataset(np.zeros(inputs), np.zeros(targets), np.zeros(mask))
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 11, "drop_last": True}])
-def test_impossible_batch_size(options):
-    with pytest.raises(ValueError, match="10 sequences"):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size must be an int of at least 1, got 0"),
+        ({"batch_size": 4.0}, r"batch_size must be an int of at least 1, got 4\.0"),
+        ({"batch_size": 11, "drop_last": True}, "batch_size is 11, but the data set has 10 sequences"),
+    ],
+)
+def test_impossible_batch_size(options, words):
+    with pytest.raises(ValueError, match=f"batches: {words}"):
         list(hj.data.batches(counting(), **options))
+
+
+def test_what_a_loader_returns_is_not_one_data_set():
+    with pytest.raises(TypeError, match=r"dataset is a tuple, not a Dataset; .*train, test = hj\.data\.digits"):
+        next(hj.data.batches((counting(), counting()), 4))
+
+
+@pytest.mark.parametrize("where", [lambda dataset: dataset, jax.device_put])
+def test_indices(where):
+    dataset = where(counting())
+    assert dataset.batch(3)["targets"].shape == (6, 1)
+    assert dataset.batch(-1)["targets"][0].tolist() == [9]
+    assert dataset.batch([7, 2])["targets"][0].tolist() == [7, 2]
+    assert dataset.batch(slice(2, 4))["targets"][0].tolist() == [2, 3]
+    assert dataset.batch(np.arange(10) > 7)["targets"][0].tolist() == [8, 9]
+    for indices in ([3, 10], jnp.array([99]), -11):
+        with pytest.raises(IndexError, match="there are 10 sequences, but indices from"):
+            dataset.batch(indices)
+
+
+def test_leaves_that_are_no_arrays():
+    whole = counting()
+    for dataset, words in [
+        (
+            hj.data.Dataset(whole.inputs, whole.targets, None),
+            r"mask is a NoneType.* np\.ones\(inputs.shape\[:2\], bool\)",
+        ),
+        (
+            hj.data.Dataset(whole.inputs.tolist(), whole.targets, whole.mask),
+            r"inputs is a list.* np\.asarray\(inputs\)",
+        ),
+    ]:
+        with pytest.raises(TypeError, match=f"Dataset: {words}"):
+            dataset.batch(np.array([1]))
 
 
 # --- official layouts -----------------------------------------------------------------------------
@@ -137,8 +178,16 @@ def test_heidelberg_data_sets(folder):
     assert train.targets.tolist() == [3, 19, 0]
     assert train.mask.sum(0).tolist() == [5, 10, 1]
     assert [part.size for part in hj.data.speech_commands(steps=5, channels=700)] == [3, 3, 3]
-    with pytest.raises(ValueError, match="must divide 700, got 300"):
-        hj.data.heidelberg_digits(channels=300)
+    for options, words in [
+        ({"channels": 300}, "channels must divide 700, got 300"),
+        ({"channels": 140.0}, "channels must be an int"),
+        ({"dt": 4}, r"dt is in seconds, got 4; milliseconds are dt=0\.004"),
+        ({"dt": 0.0}, "dt must be positive"),
+        ({"steps": 0}, "steps must be an int of at least 1"),
+    ]:
+        for load in (hj.data.heidelberg_digits, hj.data.speech_commands):
+            with pytest.raises(ValueError, match=f"{load.__name__}: {words}"):
+                load(**options)
 
 
 @pytest.mark.parametrize("archive", [False, True])
@@ -196,6 +245,13 @@ def test_spoken_digits(folder, layout):
     assert hj.data.spoken_digits("none", steps=60, channels=16)[0].inputs.max() == 1.0
     with pytest.raises(ValueError, match="level_crossing, rate, none, got 'phase'"):
         hj.data.spoken_digits("phase")
+    for options, words in [
+        ({"hop": 5}, r"hop is in seconds.*hop=0\.005"),
+        ({"steps": 0}, "steps"),
+        ({"threshold": 0}, "thr"),
+    ]:
+        with pytest.raises(ValueError, match=f"spoken_digits: {words}"):
+            hj.data.spoken_digits(**options)
 
 
 LOADERS = {
@@ -231,8 +287,36 @@ def test_mel_spectrogram_finds_the_frequency():
     low, high = (hj.data.mel_spectrogram(tone(f), 8000).mean(0).argmax() for f in (300, 3000))
     assert low < 12
     assert high > 30
-    silent = hj.data.mel_spectrogram(np.zeros(4000), 8000)
-    assert np.isfinite(silent).all()
+    assert not hj.data.mel_spectrogram(np.zeros(4000), 8000).any()
+
+
+@pytest.mark.parametrize(
+    ("audio", "options", "words"),
+    [
+        (np.ones((8000, 2)), {}, r"audio must be \[samples\], its shape is \(8000, 2\)"),
+        (np.array([0.0, np.nan] * 500), {}, r"audio\[1\] is nan"),
+        (np.ones(8000), {"hop": 5}, "a hop of 5 seconds is 40000"),
+        (np.ones(0), {}, "of the sound's 0"),
+        (np.ones(8000), {"window": 1e-4}, "is 1 samples"),
+        (np.ones(8000), {"channels": 0}, "channels must be an int of at least 1"),
+        (np.ones(8000), {"channels": 300}, "300 channels are more than a window of 0.025 seconds can tell apart"),
+        (np.ones(8000), {"floor": -60.0}, "floor must be positive"),
+    ],
+)
+def test_sounds_without_a_spectrogram(audio, options, words):
+    with pytest.raises(ValueError, match=f"mel_spectrogram: .*{words}"):
+        hj.data.mel_spectrogram(audio, 8000, **options)
+
+
+def test_rate_coding_of_what_is_no_probability():
+    assert hj.data.rate_coding([[0.5] * 1000], seed=1).mean() == pytest.approx(0.25, abs=0.05)
+    for signal, probability, words in [
+        (np.array([[np.nan]]), 0.5, r"signal\[0, 0\] is nan"),
+        (np.ones((2, 2)), 2.0, "probability must be .* from 0 to 1, got 2"),
+        (np.ones((2, 2)), -1.0, "probability must be .* from 0 to 1, got -1"),
+    ]:
+        with pytest.raises(ValueError, match=f"rate_coding: {words}"):
+            hj.data.rate_coding(signal, probability)
 
 
 def test_level_crossings_follow_the_signal():
@@ -329,6 +413,31 @@ def test_the_seed_decides():
     for make in (hj.data.evidence_accumulation, hj.data.delayed_match, hj.data.pattern_generation):
         assert np.array_equal(make(3, seed=1).inputs, make(3, seed=1).inputs)
         assert not np.array_equal(make(3, seed=1).inputs, make(3, seed=2).inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (
+            hj.data.evidence_accumulation,
+            {"recall_steps": 0, "cue_steps": 0, "cues": -1, "delay_steps": -5, "noise": 2.0},
+        ),
+        (hj.data.delayed_match, {"recall_steps": 0, "cue_steps": 0.5, "group": 0, "delay_steps": -1, "symbols": 1}),
+        (hj.data.pattern_generation, {"steps": 0, "channels": 0, "outputs": 0}),
+    ],
+)
+def test_tasks_that_cannot_be_made(make, options):
+    for name, value in (options | {"rate": 40.0, "n": 0}).items():
+        with pytest.raises(ValueError, match=f"{make.__name__}: {name} must be .*, got {value}"):
+            make(**({"n": 2} | {name: value}), seed=0)
+    with pytest.raises(ValueError, match="rate must be a probability per step"):
+        make(2, seed=0, rate=np.nan)
+
+
+def test_digits_that_cannot_be_shown():
+    for options in ({"hold": 0}, {"hold": 2.5}, {"test_fraction": 30}):
+        with pytest.raises(ValueError, match=f"digits: {next(iter(options))} must be"):
+            hj.data.digits(**options)
 
 
 # --- the real files -------------------------------------------------------------------------------

@@ -60,6 +60,18 @@ def test_a_module_is_unroll_with_its_parameters():
     assert not hasattr(module, "bias")
 
 
+def test_slips_with_a_module():
+    with pytest.raises(TypeError, match=r"Readout: rngs must be nnx\.Rngs, such as nnx\.Rngs\(0\), got 0"):
+        Readout(3, 4, rngs=0)
+    module = Recurrent(CELLS["brf"], 3, 4, rngs=nnx.Rngs(0))
+    module.w_in = jnp.ones((3, 4))
+    with pytest.raises(TypeError, match=r"Recurrent: w_in was replaced by ArrayImpl, .*module\.w_in\[\.\.\.\] = array"):
+        module(jnp.ones((5, 3)))
+    module.w_in = nnx.Variable(jnp.ones((3, 4)))  # a parameter that is not trained
+    assert module.params["w_in"].sum() == 12
+    assert Readout(3, 4, dtype=jnp.float64, rngs=nnx.Rngs(0)).w_in[...].dtype == jnp.float64
+
+
 def test_a_stream_carries_the_state_of_a_model(problem):
     params, xs, _ = problem
     graph, _ = nnx.split(Network(nnx.Rngs(0)))

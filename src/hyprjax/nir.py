@@ -152,7 +152,10 @@ def _checked(layers: Iterable[tuple[Cell, Params]]) -> list[tuple[Cell, Params]]
     """The stack of layers, if it is one."""
     layers = list(layers)
     if not all(isinstance(layer, tuple | list) and len(layer) == 2 and isinstance(layer[0], Cell) for layer in layers):
-        raise TypeError("to_nir: layers must be a list of (cell, params) pairs, as in to_nir([(cell, params)])")
+        raise TypeError(
+            "to_nir: layers must be a list of (cell, params) pairs, as in to_nir([(cell, params)]); of a Flax module "
+            "(module.cell, module.params)"
+        )
     if not layers:
         raise ValueError("to_nir: layers is empty; pass (cell, params) pairs")
     for i, (_, params) in enumerate(layers):

@@ -73,7 +73,10 @@ class Recurrent(nnx.Module):
 
         Raises:
           ValueError: `n_in` or `n_out` is not a positive int.
+          TypeError: `rngs` is not `nnx.Rngs`.
         """
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"{type(self).__name__}: rngs must be nnx.Rngs, such as nnx.Rngs(0), got {rngs!r}")
         params = init_layer(rngs.params(), cell, n_in, n_out, recurrent=recurrent, bias=bias, dtype=dtype)
         self.cell = nnx.static(cell)
         for name, value in params.items():
@@ -87,9 +90,23 @@ class Recurrent(nnx.Module):
 
     @property
     def params(self) -> Params:
-        """The parameters as `unroll` and `hyprjax.nir.to_nir` take them: a dict of arrays."""
+        """The parameters as `unroll` and `hyprjax.nir.to_nir` take them: a dict of arrays.
+
+        Raises:
+          TypeError: a parameter was replaced by something that is not a variable.
+        """
         variables = {name: getattr(self, name) for name in ("w_in", "w_rec", "bias", "neuron") if hasattr(self, name)}
-        return jax.tree.map(lambda param: param.get_value(), variables, is_leaf=_is_param)
+
+        def value(path, leaf):
+            if not _is_variable(leaf):
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise TypeError(
+                    f"{type(self).__name__}: {name} was replaced by {type(leaf).__name__}, which no optimizer would "
+                    f"see; set the value of the parameter, module.{name}[...] = array"
+                )
+            return leaf.get_value()
+
+        return jax.tree.map_with_path(value, variables, is_leaf=_is_variable)
 
 
 class Readout(Recurrent):
@@ -103,9 +120,18 @@ class Readout(Recurrent):
       (50, 6)
     """
 
-    def __init__(self, n_in: int, n_out: int, *, tau: Any = 20.0, bias: bool = True, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        tau: Any = 20.0,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         """As `Recurrent`, with the initial time constant `tau` in steps."""
-        super().__init__(leaky_integrator(tau), n_in, n_out, recurrent=False, bias=bias, rngs=rngs)
+        super().__init__(leaky_integrator(tau), n_in, n_out, recurrent=False, bias=bias, dtype=dtype, rngs=rngs)
 
 
 def project(model: nnx.Module) -> None:
@@ -128,8 +154,8 @@ def project(model: nnx.Module) -> None:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Recurrent):
             neuron, kept = vars(module)["neuron"], module.cell.project(module.params["neuron"])
-            jax.tree.map(lambda param, value: param.set_value(value), neuron, kept, is_leaf=_is_param)
+            jax.tree.map(lambda param, value: param.set_value(value), neuron, kept, is_leaf=_is_variable)
 
 
-def _is_param(node: Any) -> bool:
-    return isinstance(node, nnx.Param)
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)

@@ -9,6 +9,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
+def whole(function: str, name: str, value: Any, least: int = 1) -> int:
+    """The int that `value` is, Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{function}: {name} must be an int of at least {least}, got {value!r}")
+    return int(value)
+
+
+def probability(function: str, name: str, value: Any) -> float:
+    """The number between 0 and 1 that `value` is."""
+    if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
+        raise ValueError(f"{function}: {name} must be a probability per step, from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def seconds(function: str, name: str, value: Any) -> float:
+    """The length of a step of sound."""
+    if (number := positive(function, name, value)) >= 1:
+        raise ValueError(f"{function}: {name} is in seconds, got {value!r}; milliseconds are {name}={value / 1000}")
+    return number
+
+
 def positive(function: str, name: str, value: Any) -> float:
     """The positive finite number that `value` is."""
     try:

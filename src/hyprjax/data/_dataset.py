@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+from hyprjax.data import _check
 
 
 @jax.tree_util.register_dataclass
@@ -50,9 +53,32 @@ class Dataset:
         return self.inputs.shape[0]
 
     def take(self, indices: Any) -> Dataset:
-        """The sequences with these indices."""
+        """The sequences with these indices: ints, a mask, a slice, or one int.
+
+        Raises:
+          TypeError: inputs, targets or mask is not an array.
+          IndexError: there is no such sequence.
+        """
+        for name, leaf in vars(self).items():
+            if not hasattr(leaf, "shape"):
+                raise TypeError(
+                    f"Dataset: {name} is a {type(leaf).__name__}, but it must be an array; a list is "
+                    f"np.asarray({name}), the mask of sequences without padding np.ones(inputs.shape[:2], bool)"
+                )
+        indices = self._within(indices)
         targets = self.targets[indices] if self.targets.ndim == 1 else self.targets[:, indices]
         return Dataset(self.inputs[:, indices], targets, self.mask[:, indices])
+
+    def _within(self, indices: Any) -> Any:
+        """The indices, if there are such sequences; JAX itself would take the last one for one that is not there."""
+        if isinstance(indices, slice | Tracer):
+            return indices
+        chosen = np.atleast_1d(np.asarray(indices))
+        if chosen.dtype != bool and chosen.size and not -self.size <= chosen.min() <= chosen.max() < self.size:
+            raise IndexError(
+                f"Dataset: there are {self.size} sequences, but indices from {chosen.min()} to {chosen.max()}"
+            )
+        return chosen
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Two disjoint random parts; `fraction` of the sequences, rounded down, is in the second.
@@ -100,7 +126,8 @@ def batches(
       Batches as `Dataset.batch` makes them.
 
     Raises:
-      ValueError: `batch_size` is below 1, or above the number of sequences with `drop_last`.
+      ValueError: `batch_size` is no int of at least 1, or above the number of sequences with `drop_last`.
+      TypeError: `dataset` is not a `Dataset`.
 
     Examples:
       >>> import hyprjax as hj, hyprjax.data
@@ -108,7 +135,13 @@ def batches(
       >>> [batch["inputs"].shape[1] for batch in hj.data.batches(dataset, 4, seed=0)]
       [4, 4, 2]
     """
-    if batch_size < 1 or (drop_last and batch_size > dataset.size):
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"batches: dataset is a {type(dataset).__name__}, not a Dataset; loaders return several, as in "
+            "train, test = hj.data.digits()"
+        )
+    batch_size = _check.whole("batches", "batch_size", batch_size)
+    if drop_last and batch_size > dataset.size:
         raise ValueError(f"batches: batch_size is {batch_size}, but the data set has {dataset.size} sequences")
     order = np.arange(dataset.size) if seed is None else np.random.default_rng((seed, epoch)).permutation(dataset.size)
     stop = dataset.size - dataset.size % batch_size if drop_last else dataset.size

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hyprjax.data import _files
+from hyprjax.data import _check, _files
 from hyprjax.data._dataset import Dataset
 
 _URL = "https://zenkelab.org/datasets/"
@@ -35,7 +35,8 @@ def heidelberg_digits(*, steps: int = 250, dt: float = 0.004, channels: int = 14
 
     Raises:
       FileNotFoundError: `shd_train.h5` or `shd_test.h5` is nowhere and cannot be downloaded.
-      ValueError: a file is damaged, or `channels` does not divide 700.
+      ValueError: a file is damaged, `channels` does not divide 700, `steps` is no int of at least 1, or `dt` no
+        positive number below 1 second.
 
     Examples:
       >>> import hyprjax as hj, hyprjax.data
@@ -62,8 +63,10 @@ def speech_commands(*, steps: int = 250, dt: float = 0.004, channels: int = 140)
 
 
 def _load(name: str, steps: int, dt: float, channels: int) -> Dataset:
-    if channels < 1 or _UNITS % channels:
-        raise ValueError(f"channels must divide {_UNITS}, got {channels}")
+    function = {"shd": "heidelberg_digits", "ssc": "speech_commands"}[name[:3]]
+    steps, dt = _check.whole(function, "steps", steps), _check.seconds(function, "dt", dt)
+    if _UNITS % _check.whole(function, "channels", channels):
+        raise ValueError(f"{function}: channels must divide {_UNITS}, got {channels}")
     path = _files.find(name, f"{_URL}{name}.zip", f"md5:{_MD5[name]}")
     return _files.read(path, lambda path: _bin(path, steps, dt, channels))
 

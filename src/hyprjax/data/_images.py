@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hyprjax.data import _files
+from hyprjax.data import _check, _files
 from hyprjax.data._dataset import Dataset
 
 _URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -61,6 +61,9 @@ def digits(*, hold: int = 4, test_fraction: float = 0.2, seed: int = 0) -> tuple
     Returns:
       Training and test set, pixels in [0, 1], a label per sequence.
 
+    Raises:
+      ValueError: `hold` is no int of at least 1, or `test_fraction` not between 0 and 1.
+
     Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> train, test = hj.data.digits()
@@ -70,6 +73,9 @@ def digits(*, hold: int = 4, test_fraction: float = 0.2, seed: int = 0) -> tuple
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    _check.whole("digits", "hold", hold)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"digits: test_fraction must be between 0 and 1, got {test_fraction!r}")
     images, labels = load_digits(return_X_y=True)
     parts: Any = train_test_split(images, labels, test_size=test_fraction, random_state=seed, stratify=labels)
     train, test = (_streams(np.repeat(parts[i], hold, axis=1), parts[i + 2], 16) for i in (0, 1))

@@ -16,7 +16,7 @@ _RATE = 8000
 
 
 def mel_spectrogram(
-    audio: np.ndarray, rate: int, *, channels: int = 40, hop: float = 0.005, window: float = 0.025, floor: float = 60.0
+    audio: ArrayLike, rate: float, *, channels: int = 40, hop: float = 0.005, window: float = 0.025, floor: float = 60.0
 ) -> np.ndarray:
     """Loudness of a sound in bands of equal width on the mel scale.
 
@@ -31,18 +31,40 @@ def mel_spectrogram(
     Returns:
       `[T, channels]` float32, from 0 (silence) to 1 (the loudest), in decibels between.
 
+    Raises:
+      ValueError: a sound that is not `[samples]`, not finite or shorter than a step, lengths that are not positive, or
+        more channels than the window can tell apart.
+
     Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
       >>> hj.data.mel_spectrogram(tone, 8000, channels=20).shape
       (200, 20)
     """
-    step, size = round(hop * rate), round(window * rate)
+    for name, value in {"rate": rate, "hop": hop, "window": window, "floor": floor}.items():
+        _check.positive("mel_spectrogram", name, value)
+    audio, step, size = _check.finite("mel_spectrogram", "audio", audio), round(hop * rate), round(window * rate)
+    if audio.ndim != 1:
+        raise ValueError(
+            f"mel_spectrogram: audio must be [samples], its shape is {audio.shape}; mix its channels first"
+        )
+    if not (1 <= step <= len(audio) and size >= 3):
+        raise ValueError(
+            f"mel_spectrogram: at {rate} samples per second a hop of {hop} seconds is {step} and a window of {window} "
+            f"is {size} samples of the sound's {len(audio)}; a hop must be 1 sample at least, a window 3"
+        )
     transform = scipy.signal.ShortTimeFFT(np.hanning(size), step, rate, mfft=max(512, size))
-    steps = max(1, len(audio) // step)
-    padded = np.pad(np.asarray(audio, np.float64), (0, max(0, size - len(audio))))
-    power = np.abs(transform.stft(padded, p0=0, p1=steps)) ** 2
-    bands = _mel_filters(transform.f, channels) @ power
+    padded = np.pad(audio, (0, max(0, size - len(audio))))
+    power = np.abs(transform.stft(padded, p0=0, p1=len(audio) // step)) ** 2
+    filters = _mel_filters(transform.f, _check.whole("mel_spectrogram", "channels", channels))
+    if not filters.any(1).all():
+        raise ValueError(
+            f"mel_spectrogram: {channels} channels are more than a window of {window} seconds can tell apart; take "
+            "fewer, or a longer window"
+        )
+    if not audio.any():
+        return np.zeros((power.shape[1], channels), np.float32)
+    bands = filters @ power
     decibels = 10 * np.log10(np.maximum(bands, 1e-12 * bands.max() + 1e-30))
     return np.clip(1 + (decibels - decibels.max()) / floor, 0, 1).T.astype(np.float32)
 
@@ -89,14 +111,19 @@ def level_crossing(signal: ArrayLike, threshold: float = 0.1) -> np.ndarray:
     return events.reshape(steps, 2 * channels)
 
 
-def rate_coding(signal: np.ndarray, probability: float = 0.5, *, seed: int = 0) -> np.ndarray:
+def rate_coding(signal: ArrayLike, probability: float = 0.5, *, seed: int = 0) -> np.ndarray:
     """Independent spikes, at every step with `probability` times the signal, which is clipped to [0, 1].
+
+    Raises:
+      ValueError: a signal that is not real or not finite, or a `probability` outside of [0, 1].
 
     Examples:
       >>> import numpy as np, hyprjax as hj, hyprjax.data
       >>> hj.data.rate_coding(np.array([[0.0, 1.0]]), probability=1.0).tolist()
       [[False, True]]
     """
+    signal = _check.finite("rate_coding", "signal", signal)
+    probability = _check.probability("rate_coding", "probability", probability)
     return np.random.default_rng(seed).random(signal.shape) < probability * np.clip(signal, 0, 1)
 
 
@@ -124,7 +151,8 @@ def spoken_digits(
 
     Raises:
       FileNotFoundError: neither `fsdd.npz` nor the data set's folder `recordings` is there.
-      ValueError: unknown `encoding`, or damaged files.
+      ValueError: unknown `encoding`, damaged files, `steps` or `channels` that is no int of at least 1, `threshold`
+        that is not positive, or `hop` no positive number below 1 second.
 
     Examples:
       >>> import hyprjax as hj, hyprjax.data
@@ -137,6 +165,10 @@ def spoken_digits(
     }
     if encoding not in encoders:
         raise ValueError(f"spoken_digits: encoding must be one of {', '.join(encoders)}, got {encoding!r}")
+    for name, value in {"steps": steps, "channels": channels}.items():
+        _check.whole("spoken_digits", name, value)
+    hop = _check.seconds("spoken_digits", "hop", hop)
+    threshold = _check.positive("spoken_digits", "threshold", threshold)
     sounds, labels, test = _recordings()
     sequences = []
     for i, sound in enumerate(sounds):

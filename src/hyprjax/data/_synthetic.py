@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyprjax.data import _check
 from hyprjax.data._dataset import Dataset
 
 
@@ -41,7 +42,8 @@ def evidence_accumulation(
       paper's, steps of 1 ms, and the middle of its delays.
 
     Raises:
-      ValueError: `cues` is even or `channels` no multiple of 4.
+      ValueError: `cues` is even, `channels` no multiple of 4, a number of steps or sequences that is no int of at least
+        1 (of pauses at least 0), or `rate` or `noise` outside of [0, 1].
 
     Examples:
       >>> import hyprjax as hj, hyprjax.data
@@ -50,6 +52,9 @@ def evidence_accumulation(
     """
     if cues % 2 == 0 or channels % 4 or channels < 4:
         raise ValueError(f"evidence_accumulation: cues must be odd ({cues}), channels a multiple of 4 ({channels})")
+    _check.probability("evidence_accumulation", "noise", noise)
+    _common("evidence_accumulation", rate, n=n, cues=cues, cue_steps=cue_steps, recall_steps=recall_steps)
+    _pauses("evidence_accumulation", gap_steps=gap_steps, delay_steps=delay_steps)
     rng = np.random.default_rng(seed)
     group = channels // 4
     sides = (rng.random((n, cues)) < 0.7) == (rng.random((n, 1)) < 0.5)
@@ -91,15 +96,17 @@ def delayed_match(
       Binary inputs and a label per sequence, 1 for a match (half of all); the mask is the recall.
 
     Raises:
-      ValueError: fewer than two symbols.
+      ValueError: fewer than two symbols, a number of steps, channels or sequences that is no int of at least 1 (of
+        `delay_steps` at least 0), or `rate` outside of [0, 1].
 
     Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> hj.data.delayed_match(5, seed=0).inputs.shape
       (350, 5, 20)
     """
-    if symbols < 2:
-        raise ValueError(f"delayed_match: symbols must be at least 2, got {symbols}")
+    _check.whole("delayed_match", "symbols", symbols, 2)
+    _common("delayed_match", rate, n=n, cue_steps=cue_steps, recall_steps=recall_steps, group=group)
+    _pauses("delayed_match", delay_steps=delay_steps)
     rng = np.random.default_rng(seed)
     sample, match = rng.integers(symbols, size=n), rng.random(n) < 0.5
     other = (sample + rng.integers(1, symbols, size=n)) % symbols
@@ -128,11 +135,15 @@ def pattern_generation(
     Returns:
       Binary inputs and real targets `[T, n, outputs]`; every step counts.
 
+    Raises:
+      ValueError: a size that is no int of at least 1, or `rate` outside of [0, 1].
+
     Examples:
       >>> import hyprjax as hj, hyprjax.data
       >>> hj.data.pattern_generation(2, seed=0).targets.shape
       (2000, 2, 3)
     """
+    _common("pattern_generation", rate, n=n, steps=steps, channels=channels, outputs=outputs)
     rng = np.random.default_rng(seed)
     inputs = rng.random((steps, n, channels)) < rate
     frequencies = np.array([0.5, 1.0, 2.0, 3.0, 4.0])
@@ -141,6 +152,18 @@ def pattern_generation(
     targets = (amplitudes * np.sin(angle)).sum(-1)
     targets = (targets / np.abs(targets).max(0)).astype(np.float32)
     return Dataset(inputs, targets, np.ones((steps, n), bool))
+
+
+def _common(function: str, rate: float, **sizes: int) -> None:
+    """What all tasks check."""
+    _check.probability(function, "rate", rate)
+    for name, size in sizes.items():
+        _check.whole(function, name, size)
+
+
+def _pauses(function: str, **steps: int) -> None:
+    for name, length in steps.items():
+        _check.whole(function, name, length, 0)
 
 
 def _last(recall_steps: int, steps: int, n: int) -> np.ndarray:
