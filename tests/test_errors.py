@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import hyprjax as hj
@@ -338,6 +339,55 @@ def test_a_carry_without_traces_is_refused_by_a_learner(params):
     net, learner = hj.stream(loss_fn), hj.hypr_stream(loss_fn)
     with refuses(ValueError, "call number 1", "traces", "hypr_stream"):
         learner.value_and_grad(params, net.init(params, XS), XS)
+
+
+def learning_and_inference(fn):
+    """`init` and what takes a carry, of both streams."""
+    learner, net = hj.hypr_stream(fn), hj.stream(fn)
+    return ("value_and_grad", learner.init, learner.value_and_grad), ("apply", net.init, net.apply)
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_what_is_not_a_carry(params, nth):
+    call, init, run = learning_and_inference(loss_fn)[nth]
+    carry = init(params, XS)
+    order, whole = f"the order is {call}(params, carry, xs)", "pass the whole tuple"
+    for args, words in [
+        ((params, None, XS), ("the carry is None", "carry = init(params, xs)")),
+        ((carry, params, XS), ("a carry was given as params", order)),
+        ((params, XS, carry), ("a carry was given as xs", order)),
+        ((params, carry[0], XS), ("the carry is that of one unroll call", whole)),
+        (
+            (params, run(params, carry, XS), XS),
+            ("the carry is inside of something else", f"result, carry = {call}(...)"),
+        ),
+        ((params, params, XS), ("the carry is a dict", "what init or")),
+        ((params, 0.0, XS), ("the carry is a float", "what init or")),
+        ((params, jax.eval_shape(init, params, XS), XS), ("holds a ShapeDtypeStruct", "an array")),
+        ((params, jax.tree.map(lambda a: np.asarray(a).tolist(), carry), XS), ("holds a float", "an array")),
+    ]:
+        with refuses(TypeError, *words):
+            run(*args)
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_carry_from_a_checkpoint(params, nth, tmp_path):
+    _, init, run = learning_and_inference(loss_fn)[nth]
+    carry = run(params, init(params, XS), XS)[1]
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "carry", carry)
+        checkpointer.wait_until_finished()
+        without, restored = (
+            checkpointer.restore(tmp_path / "carry", *target) for target in ((), (jax.eval_shape(init, params, XS),))
+        )
+    with refuses(TypeError, "the carry is a list of dicts", "without a target", "jax.eval_shape(init, params, xs)"):
+        run(params, without, XS)
+    expected = run(params, carry, XS)
+    for same in (restored, list(carry), jax.tree.map(np.asarray, carry)):
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, run(params, same, XS), expected))
+        assert jax.tree.all(
+            jax.tree.map(jnp.array_equal, jax.jit(run)(params, same, XS), jax.jit(run)(params, carry, XS))
+        )
 
 
 def test_resets(params):

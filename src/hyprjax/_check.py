@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from hyprjax._axis import FREE, Analysis, Value
 from hyprjax._cell import Cell, Params, is_cell
+from hyprjax._segment import Carry
 
 
 def describe(tree: PyTree) -> str:
@@ -138,6 +139,32 @@ def out_time_axes(transform: str, results: PyTree, out_time_axis: Any, steps: in
             )
         checked.append(int(axis) % ndim)
     return tuple(checked)
+
+
+def carry_and_others(transform: str, call: str, params: PyTree, carry: Any, xs: PyTree) -> None:
+    """Refuses a carry that is not what `init` or `call` returned, and arguments in another order."""
+    is_carry = lambda x: isinstance(x, Carry)  # noqa: E731
+    holds_one = lambda tree: any(map(is_carry, jax.tree.leaves(tree, is_leaf=is_carry)))  # noqa: E731
+    for name, value in (("params", params), ("xs", xs)):
+        if holds_one(value):
+            raise TypeError(f"{transform}: a carry was given as {name}; the order is {call}(params, carry, xs)")
+    if isinstance(carry, tuple | list) and all(map(is_carry, carry)) and not is_carry(carry):
+        for leaf in jax.tree.leaves(carry):
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+                raise TypeError(f"{transform}: the carry holds a {type(leaf).__name__} where it must hold an array")
+        return
+    if carry is None:
+        slip, fix = "is None", "the first one is carry = init(params, xs)"
+    elif is_carry(carry):
+        slip, fix = "is that of one unroll call", "pass the whole tuple that init returns"
+    elif holds_one(carry):
+        slip, fix = "is inside of something else", f"unpack what {call} returns, as in result, carry = {call}(...)"
+    elif isinstance(carry, tuple | list) and all(isinstance(x, dict) and x.keys() == set(Carry._fields) for x in carry):
+        slip = "is a list of dicts, as a checkpoint restored without a target"
+        fix = "restore it with one, such as jax.eval_shape(init, params, xs)"
+    else:
+        slip, fix = f"is a {type(carry).__name__}", f"it must be what init or {call} returned"
+    raise TypeError(f"{transform}: the carry {slip}; {fix}")
 
 
 def carry(transform: str, have: Any, want: tuple[Any, ...]) -> None:

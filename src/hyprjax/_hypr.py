@@ -213,6 +213,7 @@ def hypr_stream(
     def value_and_grad(
         params: PyTree, carry: tuple[Carry, ...], xs: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, PyTree], tuple[Carry, ...]]:
+        _check.carry_and_others("hypr_stream", "value_and_grad", params, carry, xs)
         _check.floating("params", params)
         call = _sequence.call(loss_fn, time_axis, params, _sharding.vary(xs, carry), args, kwargs)
         program, operands, of_params = _sequence.one_segment("hypr_stream", call, check=check)

@@ -109,6 +109,7 @@ def stream(fn: Callable[..., Any], *, time_axis: Any = 0) -> Stream:
         return _program.rest(program, None, operands)
 
     def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        _check.carry_and_others("stream", "apply", params, carry, x)
         call = _sequence.call(fn, time_axis, params, _sharding.vary(x, carry), args, kwargs)
         program, operands, _ = _sequence.one_segment("stream", call)
         carry = _program.check_carry("stream", program, None, operands, carry)
