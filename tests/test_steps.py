@@ -110,3 +110,11 @@ def test_a_bias_of_none_is_refused():
     params = hj.init_layer(jax.random.key(0), hj.lif(), 3, N) | {"bias": None}
     with pytest.raises(ValueError, match=r'params\["bias"\] is None; leave the key out'):
         hj.unroll(hj.lif(), params, jnp.ones((10, 3)))
+
+
+@pytest.mark.parametrize("spike", [hj.surrogate.triangular, hj.surrogate.from_derivative, lambda x: x.sum(), 0.5])
+@pytest.mark.parametrize("maker", [hj.lif, hj.cuba_lif, hj.alif, hj.ef_adlif, hj.se_adlif, hj.rf, hj.brf])
+def test_a_spike_function_that_is_none_is_refused(maker, spike):
+    made = "; call it, as in hj.surrogate.triangular" if spike is hj.surrogate.triangular else ""
+    with pytest.raises(TypeError, match=f"{maker.__name__}: spike must be an element-wise function .*{made}"):
+        maker(spike=spike)

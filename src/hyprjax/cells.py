@@ -149,7 +149,7 @@ def lif(
     _time_constant("lif", "tau", tau)
     if reset not in ("subtract", "zero"):
         raise ValueError(f'lif: reset must be "subtract" or "zero", got {reset!r}')
-    spike = spike or surrogate.triangular()
+    spike = _spike_function("lif", spike or surrogate.triangular())
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
     def step(neuron, state, current):
@@ -209,7 +209,7 @@ def cuba_lif(
     threshold = _positive("cuba_lif", "threshold", threshold)
     _time_constant("cuba_lif", "tau", tau)
     _time_constant("cuba_lif", "tau_syn", tau_syn)
-    spike = spike or surrogate.fast_sigmoid()
+    spike = _spike_function("cuba_lif", spike or surrogate.fast_sigmoid())
 
     def step(neuron, state, current):
         i = _decay(neuron["tau_syn"]) * state["i"] + current
@@ -278,7 +278,7 @@ def alif(
     _time_constant("alif", "tau", tau)
     _time_constant("alif", "tau_a", tau_a)
     _initial("alif", "beta", beta)
-    spike = spike or surrogate.triangular()
+    spike = _spike_function("alif", spike or surrogate.triangular())
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
     def fire(neuron, v, a):
@@ -381,7 +381,7 @@ def ef_adlif(
     threshold, q = _positive("ef_adlif", "threshold", threshold), _positive("ef_adlif", "q", q)
     ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
     init, constants, project = _adlif_parameters("ef_adlif", ranges, q)
-    spike = spike or surrogate.slayer()
+    spike = _spike_function("ef_adlif", spike or surrogate.slayer())
 
     def step(neuron, state, current):
         alpha, rho, qa, qb = constants(neuron)
@@ -444,7 +444,7 @@ def se_adlif(
     threshold, q = _positive("se_adlif", "threshold", threshold), _positive("se_adlif", "q", q)
     ranges = {"tau_u": tau_u, "tau_w": tau_w, "a": a, "b": b}
     init, constants, project = _adlif_parameters("se_adlif", ranges, q)
-    spike = spike or surrogate.slayer()
+    spike = _spike_function("se_adlif", spike or surrogate.slayer())
 
     def step(neuron, state, current):
         alpha, rho, qa, qb = constants(neuron)
@@ -507,7 +507,7 @@ def rf(
       Higuchi, Kairat, Bohté, Otte 2024, https://arxiv.org/abs/2402.14603
     """
     dt, threshold = _positive("rf", "dt", dt), _positive("rf", "threshold", threshold)
-    spike = spike or surrogate.double_gaussian()
+    spike = _spike_function("rf", spike or surrogate.double_gaussian())
 
     def damping(omega):
         undamped = _undamped(omega, dt)
@@ -579,7 +579,7 @@ def brf(
     gamma = _constant("brf", "gamma", gamma)
     if not 0 <= gamma < 1:
         raise ValueError(f"brf: gamma must be in [0, 1), got {gamma!r}")
-    spike = spike or surrogate.double_gaussian()
+    spike = _spike_function("brf", spike or surrogate.double_gaussian())
 
     def step(neuron, state, current):
         u, v, q = state["u"], state["v"], state["q"]
@@ -740,6 +740,23 @@ def _initial(
     if numbers[0] < low or numbers[-1] > high:
         raise ValueError(f"{maker}: {name} must be {limits}, got {init!r}")
     return numbers[0], numbers[-1]
+
+
+def _spike_function(maker: str, spike: surrogate.SpikeFn) -> surrogate.SpikeFn:
+    """Refuses what does not take distances to threshold to spikes; `surrogate.slayer` for `surrogate.slayer()`, say."""
+    distance = jax.ShapeDtypeStruct((2,), jnp.float32)
+    try:
+        spikes = jax.eval_shape(spike, distance)
+    except Exception:
+        spikes = None
+    if getattr(spikes, "shape", None) != distance.shape:
+        name = getattr(spike, "__name__", None)
+        made = f"; call it, as in hj.surrogate.{name}()" if callable(getattr(surrogate, str(name), None)) else ""
+        raise TypeError(
+            f"{maker}: spike must be an element-wise function of the distance to threshold, as those of hj.surrogate "
+            f"are, got {name or repr(spike)}{made}"
+        )
+    return spike
 
 
 def _time_constant(maker: str, name: str, tau: Init) -> None:
