@@ -79,6 +79,21 @@ def tuning_table(rows):
     return "\n".join(lines)
 
 
+def projection_table(rows):
+    """Markdown: rule x with and without `hj.project`."""
+    lines = [
+        "| rule | `hj.project` | validation accuracy, % | test accuracy, % | test, last epoch, % | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        row["project"] = "no" if "--no-project" in row["command"] else "yes"
+    for (rule, project), own in sorted(group(rows, "rule", "project").items()):
+        parts = [accuracy(own, f"{of}_accuracy") for of in ("valid", "test", "last")]
+        numbers = " | ".join(f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in parts)
+        lines.append(f"| {NAMES[rule]} | {project} | {numbers} | {', '.join(row['seed'] for row in own)} |")
+    return "\n".join(lines)
+
+
 def segment_length_figure(rows, path):
     """Accuracy against segment length on ECG, for both settings of recurrent credit."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -122,7 +137,8 @@ def main(docs):
     rows = [row for name in ("ecg", "spoken_digits") for row in read(docs / "results" / f"{name}.csv")]
     print(table(rows), end="\n\n")
     brf = [row for row in rows if (row["task"], row["neuron"]) == ("ecg", "brf") and row["rule"] != "hypr-segment"]
-    print(tuning_table(brf + read(docs / "results" / "ecg_tuning.csv")))
+    print(tuning_table(brf + read(docs / "results" / "ecg_tuning.csv")), end="\n\n")
+    print(projection_table(read(docs / "results" / "ecg_project.csv")))
     segment_length_figure(read(docs / "results" / "segment_length.csv"), docs / "images" / "segment_length.png")
     gradient_figure(read(docs / "results" / "gradients.csv"), docs / "images" / "gradients.png")
 
