@@ -67,7 +67,7 @@ def check_cell(cell: Cell, n: int = 8, *, steps: int = 4000, key: PRNGKeyArray |
     | rest | the rest state is not finite, or not the same for every batch shape |
     | repeatable | `step` or `rest` gives something else at the second call |
     | neurons apart, batch apart | one neuron or sequence changes another one |
-    | alike | neurons or sequences in another order behave otherwise: random numbers, a constant per neuron |
+    | alike | sequences in another order behave otherwise: random numbers (neurons: a note, a constant for each) |
     | bounded | states of neurons driven with noise keep growing, or are not finite |
     | derivative | a derivative of `step` differs from finite differences where both are smooth |
     | gradient | the gradient of the outputs is not finite, or zero for every input |
@@ -209,13 +209,17 @@ def _apart(axis, subject):
 def _alike(subject):
     state, current = subject.visited()
     before = subject.cell.step(subject.neuron, state, current)
-    for what, axis in (("neurons", -1), ("sequences", 1)):
+    for what, axis in (("sequences", 1), ("neurons", -1)):
         turn = lambda tree, axis=axis: jax.tree.map(lambda x: jnp.roll(x, 1, axis), tree)  # noqa: E731
         neuron = turn(subject.neuron) if axis == -1 else subject.neuron
         after = subject.cell.step(neuron, turn(state), turn(current))
         if not _same(after, turn(before), 1e-9):
-            why = "random numbers, or constants for each of them; noise belongs to the inputs, such constants to init"
-            return False, f"{what} in another order behave otherwise: {why}"
+            if what == "neurons":
+                return (
+                    None,
+                    "neurons in another order behave otherwise: constants for each of them, which init could have",
+                )
+            return False, "sequences in another order behave otherwise: random numbers belong to the inputs"
     return True, "neurons and sequences in another order behave the same"
 
 

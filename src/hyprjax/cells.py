@@ -7,6 +7,7 @@ initializer `(key, shape) -> array`. `z[t]` is the spike, `I[t]` the synaptic cu
 
 What is known of a model when it is made is checked then; `Cell.project` keeps training inside the same bounds. A time
 constant is at least 0.1 steps: the decay is 5e-5 there, no memory at all, and has a gradient yet by which it can grow.
+An infinite one makes an integrator.
 """
 
 from __future__ import annotations
@@ -760,6 +761,8 @@ def _spike_function(maker: str, spike: surrogate.SpikeFn) -> surrogate.SpikeFn:
 
 
 def _time_constant(maker: str, name: str, tau: Init) -> None:
+    if _number(tau) == np.inf:  # no leak at all: an integrator
+        return
     _initial(maker, name, tau, MIN_TAU, np.inf, f"at least {MIN_TAU} steps")
 
 
