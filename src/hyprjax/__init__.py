@@ -1,7 +1,9 @@
 """hyprjax: recurrent spiking neural networks trained with HYPR, forward gradients at constant memory."""
 
 from hyprjax import surrogate as surrogate
+from hyprjax import weights as weights
 from hyprjax._bptt import bptt as bptt
+from hyprjax._calibrate import calibrate as calibrate
 from hyprjax._cell import Cell as Cell
 from hyprjax._cell import init_layer as init_layer
 from hyprjax._cell_report import check_cell as check_cell

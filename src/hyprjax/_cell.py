@@ -8,7 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from hyprjax.weights import glorot_uniform
 
 NeuronParams = PyTree[Float[Array, " n"]]
 State = PyTree[Float[Array, "*batch n"]]
@@ -64,12 +67,6 @@ class WeightsFn(Protocol):
         ...
 
 
-def xavier_uniform(key: PRNGKeyArray, n_in: int, n_out: int) -> tuple[Array, Array]:
-    """Glorot-uniform draw of `w_in` and `w_rec` as one matrix with fan-in `n_in + n_out`."""
-    w = jax.nn.initializers.glorot_uniform()(key, (n_in + n_out, n_out))
-    return w[:n_in], w[n_in:]
-
-
 def unbounded(neuron: NeuronParams) -> NeuronParams:
     """The `project` of a model that is defined for all parameters."""
     return neuron
@@ -86,8 +83,8 @@ class Cell(NamedTuple):
       init: `(key, n) -> neuron parameters`, a pytree of `[n]` arrays.
       rest: `(neuron, batch_shape, dtype) -> state`, a pytree of `[*batch_shape, n]` arrays.
       step: `(neuron, state, current) -> (state, output)`.
-      weights: `(key, n_in, n_out) -> (w_in, w_rec)`, the draw `init_layer` uses; Glorot-uniform
-        over both matrices together unless the model's paper has its own.
+      weights: `(key, n_in, n_out) -> (w_in, w_rec)`, the draw `init_layer` uses. The default `glorot_uniform`
+        knows nothing of thresholds; `weights.heterogeneous` takes a scale, and `calibrate` finds one.
       name: of the model, for messages and for `hyprjax.nir`.
       constants: what `step` has fixed, as `(name, value)` pairs, as far as `hyprjax.nir` needs it.
       project: `neuron parameters -> neuron parameters` where the model is defined, for `hyprjax.project`; by default
@@ -115,7 +112,7 @@ class Cell(NamedTuple):
     init: InitFn
     rest: RestFn
     step: StepFn
-    weights: WeightsFn = xavier_uniform
+    weights: WeightsFn = glorot_uniform
     name: str = "custom"
     constants: tuple[tuple[str, Any], ...] = ()
     project: ProjectFn = unbounded
@@ -141,9 +138,13 @@ def init_layer(
     *,
     recurrent: bool = False,
     bias: bool = True,
+    weights: WeightsFn | None = None,
+    gain: float | Array = 1.0,
     dtype: Any = jnp.float32,
 ) -> Params:
     """Initialises one layer: synapses as `cell.weights` draws them, bias zero, neurons as `cell.init` does.
+
+    Whether the layer fires depends on its inputs: `gain` scales their weights, `calibrate` finds the gain for a rate.
 
     The result is a plain dict. Masks, sign constraints or low-rank factors are ordinary JAX
     applied to a leaf before `unroll`; the chain rule does the rest.
@@ -155,6 +156,8 @@ def init_layer(
       n_out: number of neurons.
       recurrent: whether the layer's output feeds back through `w_rec` one step later.
       bias: whether the neurons have a bias current.
+      weights: draws `w_in` and `w_rec` instead of `cell.weights`; see `hyprjax.weights`.
+      gain: factor of `w_in`.
       dtype: floating dtype of every leaf.
 
     Returns:
@@ -162,7 +165,7 @@ def init_layer(
       `neuron`, what `cell.init` returns.
 
     Raises:
-      ValueError: `n_in` or `n_out` is not a positive int.
+      ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive number.
       TypeError: `cell` is not a cell.
 
     Examples:
@@ -175,9 +178,11 @@ def init_layer(
     for name, size in (("n_in", n_in), ("n_out", n_out)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
+    if not isinstance(gain, Tracer) and not (np.ndim(gain) == 0 and np.isreal(gain) and gain > 0):
+        raise ValueError(f"init_layer: gain must be a positive number, got {gain!r}")
     key_weights, key_neuron = jax.random.split(key)
-    w_in, w_rec = cell.weights(key_weights, n_in, n_out)
-    params = {"w_in": w_in, "neuron": cell.init(key_neuron, n_out)}
+    w_in, w_rec = (weights or cell.weights)(key_weights, n_in, n_out)
+    params = {"w_in": gain * w_in, "neuron": cell.init(key_neuron, n_out)}
     if recurrent:
         params["w_rec"] = w_rec
     if bias:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jax.lax import stop_gradient
 from jaxtyping import Array
 
-from hyprjax import surrogate
+from hyprjax import surrogate, weights
 from hyprjax._cell import Cell, Init, NeuronParams, ProjectFn, draw, zeros_state
 
 MIN_TAU = 0.1  # steps
@@ -37,21 +37,6 @@ def _decay(tau: Array) -> Array:
 def _clip(x: Array, low: float, high: float) -> Array:
     """Clips with a straight-through gradient, so that a parameter at its bound can return."""
     return x + stop_gradient(jnp.clip(x, low, high) - x)
-
-
-def _normal_fan_in(key: Array, n_in: int, n_out: int) -> tuple[Array, Array]:
-    """Normal weights of standard deviation 1/sqrt(fan-in) (Bellec et al. 2020)."""
-    key_in, key_rec = jax.random.split(key)
-    w_in = jax.random.normal(key_in, (n_in, n_out)) / n_in**0.5
-    w_rec = jax.random.normal(key_rec, (n_out, n_out)) / n_out**0.5
-    return w_in, w_rec
-
-
-def _uniform_orthogonal(key: Array, n_in: int, n_out: int) -> tuple[Array, Array]:
-    """Input weights uniform within 1/sqrt(n_in), orthogonal recurrent weights (Baronig et al. 2024)."""
-    key_in, key_rec = jax.random.split(key)
-    w_in = jax.random.uniform(key_in, (n_in, n_out), minval=-(n_in**-0.5), maxval=n_in**-0.5)
-    return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))
 
 
 def _keep_time_constants(*names: str) -> ProjectFn:
@@ -162,7 +147,7 @@ def lif(
 
     init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
     constants = (("threshold", threshold), ("reset", reset))
-    return Cell(init, zeros_state("v"), step, _normal_fan_in, "lif", constants, _keep_time_constants("tau"))
+    return Cell(init, zeros_state("v"), step, weights.normal_fan_in, "lif", constants, _keep_time_constants("tau"))
 
 
 # --- current-based leaky integrate-and-fire -------------------------------------------------------
@@ -224,7 +209,7 @@ def cuba_lif(
         return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
 
     constants, project = (("threshold", threshold),), _keep_time_constants("tau", "tau_syn")
-    return Cell(init, zeros_state("i", "v"), step, _normal_fan_in, "cuba_lif", constants, project)
+    return Cell(init, zeros_state("i", "v"), step, weights.normal_fan_in, "cuba_lif", constants, project)
 
 
 # --- adaptive leaky integrate-and-fire ------------------------------------------------------------
@@ -297,7 +282,7 @@ def alif(
         return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
 
     project = _keep_time_constants("tau", "tau_a")
-    return Cell(init, zeros_state("v", "a"), step, _normal_fan_in, "alif", project=project)
+    return Cell(init, zeros_state("v", "a"), step, weights.normal_fan_in, "alif", project=project)
 
 
 # --- adaptive leaky integrate-and-fire with subthreshold coupling: Euler-forward and symplectic Euler -----
@@ -392,7 +377,7 @@ def ef_adlif(
         u = alpha * u + (1 - alpha) * (current - state["w"])
         return {"u": u, "w": w}, spike(u - threshold)
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "ef_adlif", project=project)
+    return Cell(init, zeros_state("u", "w"), step, weights.uniform_orthogonal, "ef_adlif", project=project)
 
 
 def se_adlif(
@@ -455,7 +440,7 @@ def se_adlif(
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z
 
-    return Cell(init, zeros_state("u", "w"), step, _uniform_orthogonal, "se_adlif", project=project)
+    return Cell(init, zeros_state("u", "w"), step, weights.uniform_orthogonal, "se_adlif", project=project)
 
 
 # --- resonate-and-fire ----------------------------------------------------------------------------
