@@ -22,7 +22,7 @@ def test_eprop_step_by_step_is_hypr_at_one_step_per_segment(cell):
 
 def test_a_small_benchmark_runs(tmp_path, capsys):
     program.main(
-        "--cells lif --inputs 5 --neurons 4 --batch 2 --steps 20 40 --rounds 2 --segment-lengths 10 --scans sequential "
+        "--cells lif --inputs 5 --neurons 4 --batch 2 --steps 40 --rounds 2 --segment-lengths 10 --scans sequential "
         f"--no-ecg --no-external --out {tmp_path}".split()
     )
     result = json.loads((tmp_path / "benchmarks.json").read_text())

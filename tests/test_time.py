@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import hyprjax as hj
+from hyprjax import _sequence
 
 T, LENGTH, B, N, CLASSES = 60, 20, 6, 5, 3
 CELL, READOUT = hj.alif(), hj.leaky_integrator(4.0)
@@ -182,12 +183,30 @@ def trace(fn, params, xs):
     return jax.eval_shape(fn, params, xs)
 
 
+def value_in_segments(loss, params, xs):
+    """As `hypr_value_and_grad` has it, without a gradient: what it finds, and the segments one after the other."""
+    reduction = _sequence.plan("hypr_grad", _sequence.call(loss, 0, params, xs, (), {}), LENGTH, check=True)[2]
+    net = hj.stream(loss)
+    carry, losses = net.init(params, xs), []
+    for start in range(0, T, LENGTH):
+        value, carry = net.apply(params, carry, jax.tree.map(lambda x, at=start: x[at : at + LENGTH], xs))
+        losses.append(float(value))
+    return sum(losses) / (1 if reduction == "sum" else len(losses))
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_a_sum_over_steps_is_let_through(problem, name):
     params, xs = problem
-    value, _ = jax.jit(hj.hypr_value_and_grad(RIGHT[name], segment_length=LENGTH))(params, xs)
+    trace(hj.hypr_grad(RIGHT[name], segment_length=LENGTH), params, xs)
     if "key" not in name:
-        assert float(value) == pytest.approx(float(RIGHT[name](params, xs)), rel=1e-5, abs=1e-6)
+        whole = float(RIGHT[name](params, xs))
+        assert value_in_segments(RIGHT[name], params, xs) == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+def test_the_value_is_that_of_the_transform(problem):
+    for name in ("sum", "mean cross entropy"):
+        value, _ = jax.jit(hj.hypr_value_and_grad(RIGHT[name], segment_length=LENGTH))(*problem)
+        assert float(value) == pytest.approx(value_in_segments(RIGHT[name], *problem), rel=1e-5)
 
 
 def test_a_loss_that_is_neither_sum_nor_mean_is_refused(problem):
