@@ -10,13 +10,13 @@ from networks import CELLS, assert_close, make_data, make_loss, make_stack
 import hyprjax as hj
 
 
-def gradients(names, sizes, *, rank, length=4, batch=(3,), steps=15, resets=False, **options):
-    """With factored traces, and with full ones."""
+def gradients(names, sizes, *, ranks, length=4, batch=(3,), steps=15, resets=False, **options):
+    """With factored traces of each rank, and with full ones."""
     cells, params = make_stack(names, 3, sizes)
     xs, loss_fn = make_data(steps, batch, 3, sizes[-1], resets=resets), make_loss(cells)
     options |= {"segment_length": length, "reduction": "mean"}
-    factored = hj.hypr_grad(loss_fn, traces="factored", trace_rank=rank, **options)
-    return jax.jit(factored)(params, xs), jax.jit(hj.hypr_grad(loss_fn, **options))(params, xs)
+    factored = [hj.hypr_grad(loss_fn, traces="factored", trace_rank=rank, **options) for rank in ranks]
+    return [jax.jit(grad)(params, xs) for grad in (*factored, hj.hypr_grad(loss_fn, **options))]
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -24,17 +24,17 @@ def gradients(names, sizes, *, rank, length=4, batch=(3,), steps=15, resets=Fals
 @pytest.mark.parametrize("resets", [False, True])
 def test_exact_for_neurons_of_one_leak_without_adaptation(rank, length, resets):
     """`lif` without gradient through the reset, and the leaky readout: the paper's linear-memory case."""
-    assert_close(*gradients(["lif", "leaky_integrator"], [6, 2], rank=rank, length=length, resets=resets))
+    assert_close(*gradients(["lif", "leaky_integrator"], [6, 2], ranks=[rank], length=length, resets=resets))
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_exact_for_every_cell_once_the_rank_is_that_of_the_layer(name):
-    assert_close(*gradients([name], [5], rank=5, length=6))
+    assert_close(*gradients([name], [5], ranks=[5], length=6))
 
 
 @pytest.mark.parametrize("batch", [(), (2, 2)])
 def test_any_batch_shape_and_segment_credit(batch):
-    assert_close(*gradients(["lif"], [4], rank=1, batch=batch, recurrent_credit="segment"))
+    assert_close(*gradients(["lif"], [4], ranks=[1], batch=batch, recurrent_credit="segment"))
 
 
 def cosine(a, b):
@@ -44,7 +44,8 @@ def cosine(a, b):
 
 @pytest.mark.parametrize("name", ["alif", "se_adlif", "brf", "custom"])
 def test_elsewhere_it_comes_closer_with_the_rank(name):
-    found = [cosine(*gradients([name], [24], rank=rank, length=8, steps=64)) for rank in (1, 3, 8)]
+    *factored, full = gradients([name], [24], ranks=(1, 3, 8), length=8, steps=64)
+    found = [cosine(grads, full) for grads in factored]
     assert found[0] > 0.6
     assert found[0] - 1e-6 <= found[1] <= found[2] + 1e-3
     assert found[2] > 0.99, found
