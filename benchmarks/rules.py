@@ -50,8 +50,6 @@ def problem(case: Case, seed: int = 0) -> tuple[Any, Any, Callable]:
         "hidden": hj.init_layer(keys[0], cell, case.inputs, case.neurons, recurrent=True),
         "readout": hj.init_layer(keys[1], READOUT, case.neurons, case.classes),
     }
-    if case.cell == "brf":  # currents enter times dt = 0.01; so that spikes happen
-        params["hidden"]["w_in"] *= 100
     xs = {
         "inputs": (jax.random.uniform(keys[2], (case.steps, case.batch, case.inputs)) < 0.05).astype(jnp.float32),
         "labels": jax.random.randint(keys[3], (case.steps, case.batch), 0, case.classes),

@@ -24,7 +24,6 @@ import hyprjax as hj
 CELL = hj.brf(omega=(5.0, 60.0), b_offset=(0.1, 2.0))
 READOUT = hj.leaky_integrator(tau=20.0)
 CELLS = {"hidden": CELL, "readout": READOUT}
-INPUT_GAIN = 200.0  # currents enter the oscillator times dt = 0.01, so it takes about 1 / dt to reach the threshold
 
 
 class Data(NamedTuple):
@@ -52,7 +51,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the 1,437 training digits")
     parser.add_argument("--batch-size", type=int, default=64, help="digits per update")
-    parser.add_argument("--learning-rate", type=float, default=0.05, help="of Adam, decayed to 0 by a cosine")
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="of Adam, decayed to 0 by a cosine")
     parser.add_argument("--neurons", type=int, default=64, help="BRF neurons in the recurrent layer")
     parser.add_argument("--hold", type=int, default=4, help="steps each pixel is shown; a digit lasts 64 times as many")
     parser.add_argument("--segment-length", type=int, default=64, help="steps per segment of HYPR")
@@ -73,9 +72,8 @@ def load_data(hold):
 
 def init_params(key, neurons):
     key_hidden, key_readout = jax.random.split(key)
-    hidden = hj.init_layer(key_hidden, CELL, n_in=1, n_out=neurons, recurrent=True)
     return {
-        "hidden": {**hidden, "w_in": INPUT_GAIN * hidden["w_in"]},
+        "hidden": hj.init_layer(key_hidden, CELL, n_in=1, n_out=neurons, recurrent=True),
         "readout": hj.init_layer(key_readout, READOUT, n_in=neurons, n_out=10),
     }
 

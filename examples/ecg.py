@@ -13,7 +13,7 @@ import training
 import hyprjax as hj
 import hyprjax.data
 
-NEURONS, CLASSES = 36, 6
+SIZES = (4, 36, 6)  # channels, neurons, waves
 
 
 def normal(mean, deviation):
@@ -24,7 +24,8 @@ def normal(mean, deviation):
 def brf(learning_rate=0.1):
     """Higuchi et al. 2024: Adam 0.1 with linear decay, batch 16, no bias."""
     cell = hj.brf(omega=(3.0, 5.0), b_offset=(0.1, 1.0), dt=0.01)
-    network = training.stack(cell, hj.leaky_integrator(normal(20.0, 1.0)), (4, NEURONS, CLASSES), bias=False)
+    readout = hj.leaky_integrator(normal(20.0, 1.0))
+    network = training.stack(cell, readout, SIZES, weights=hj.weights.glorot_uniform, bias=False)
     return network, lambda updates: optax.adam(optax.linear_schedule(learning_rate, 0.0, updates)), 16
 
 
@@ -32,7 +33,8 @@ def se_adlif(learning_rate=0.01):
     """Baronig et al. 2024: Adam 0.01, gradients clipped to a norm of 1.5, batch 64, q 120, dropout 0.15."""
     spike = hj.surrogate.slayer(alpha=5.0, c=0.2)
     cell = hj.se_adlif(tau_u=(5.0, 25.0), tau_w=(60.0, 300.0), q=120.0, spike=spike)
-    network = training.stack(cell, hj.leaky_integrator(tau=3.0), (4, NEURONS, CLASSES), dropout=0.15)
+    weights = hj.weights.uniform_orthogonal
+    network = training.stack(cell, hj.leaky_integrator(tau=3.0), SIZES, weights=weights, dropout=0.15)
     return network, lambda updates: optax.chain(optax.clip_by_global_norm(1.5), optax.adam(learning_rate)), 64
 
 
@@ -42,7 +44,7 @@ def alif(learning_rate=0.05):
     BPTT's gradient overflows now and then; such an update is left out. HYPR's never did.
     """
     cell = hj.alif(tau=normal(20.0, 0.5), tau_a=normal(200.0, 5.0), beta=0.174)
-    network = training.stack(cell, hj.leaky_integrator(normal(20.0, 0.5)), (4, NEURONS, CLASSES))
+    network = training.stack(cell, hj.leaky_integrator(normal(20.0, 0.5)), SIZES, weights=hj.weights.normal_fan_in)
 
     def optimiser(updates):
         schedule = optax.linear_schedule(learning_rate, 0.0, updates)

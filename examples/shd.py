@@ -12,8 +12,8 @@ import hyprjax as hj
 import hyprjax.data
 
 CELLS = {
-    "brf": (lambda: hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)), 100.0),  # currents enter times dt = 0.01
-    "se_adlif": (lambda: hj.se_adlif(), 1.0),
+    "brf": hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)),
+    "se_adlif": hj.se_adlif(),
 }
 
 
@@ -26,9 +26,8 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=32, help="recordings per update")
     options = parser.parse_args(arguments)
     train, test = hj.data.heidelberg_digits()
-    cell, gain = CELLS[options.cell]
     sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 20)
-    network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.15)
+    network = training.stack(CELLS[options.cell], hj.leaky_integrator(tau=20.0), sizes, dropout=0.15)
     optimiser = lambda updates: optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))  # noqa: E731
     name = f"{options.cell}x{options.layers}"
     return training.run("shd", name, network, (train, test), optimiser, options, batch_size=options.batch_size)

@@ -22,7 +22,7 @@ def main(arguments=None):
     train, test = hj.data.sequential_mnist(permutation_seed=0 if options.permuted else None)
     cell = hj.brf(omega=(15.0, 50.0), b_offset=(0.1, 1.0))
     sizes = (1, options.neurons, 10)
-    network = training.stack(cell, hj.leaky_integrator(tau=20.0), sizes, gain=200.0, bias=False)
+    network = training.stack(cell, hj.leaky_integrator(tau=20.0), sizes, bias=False)
     optimiser = lambda updates: optax.adam(optax.linear_schedule(options.learning_rate, 0.0, updates))  # noqa: E731
     task = "permuted mnist" if options.permuted else "sequential mnist"
     return training.run(task, "brf", network, (train, test), optimiser, options, batch_size=options.batch_size)

@@ -12,10 +12,10 @@ import training
 import hyprjax as hj
 import hyprjax.data
 
-CELLS = {  # neuron model, gain of the input weights, learning rate
-    "brf": (lambda: hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)), 100.0, 0.05),  # currents enter times dt = 0.01
-    "se_adlif": (lambda: hj.se_adlif(q=60.0), 2.0, 0.01),
-    "alif": (lambda: hj.alif(tau_a=100.0), 1.0, 0.01),
+CELLS = {  # neuron model, learning rate
+    "brf": (hj.brf(omega=(5.0, 10.0), b_offset=(2.0, 3.0)), 0.05),
+    "se_adlif": (hj.se_adlif(q=60.0), 0.01),
+    "alif": (hj.alif(tau_a=100.0), 0.01),
 }
 
 
@@ -29,9 +29,9 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=50, help="recordings per update")
     options = parser.parse_args(arguments)
     train, test = hj.data.spoken_digits(steps=options.steps)
-    cell, gain, learning_rate = CELLS[options.cell]
+    cell, learning_rate = CELLS[options.cell]
     sizes = (train.inputs.shape[-1], *[options.neurons] * options.layers, 10)
-    network = training.stack(cell(), hj.leaky_integrator(tau=20.0), sizes, gain=gain, dropout=0.1)
+    network = training.stack(cell, hj.leaky_integrator(tau=20.0), sizes, dropout=0.1)
 
     def optimiser(updates):
         schedule = optax.cosine_decay_schedule(options.learning_rate or learning_rate, updates)

@@ -108,9 +108,10 @@ def loss_fn(params, xs):
 
 def init_params(key):
     k1, k2 = jax.random.split(key)
-    hidden = hj.init_layer(k1, CELL, 4, NEURONS, recurrent=True)
-    hidden["w_in"] *= 30  # currents enter times dt = 0.01
-    return {"hidden": hidden, "readout": hj.init_layer(k2, READOUT, NEURONS, 1)}
+    return {
+        "hidden": hj.init_layer(k1, CELL, 4, NEURONS, recurrent=True),
+        "readout": hj.init_layer(k2, READOUT, NEURONS, 1),
+    }
 
 
 LEARNER, STREAM = hj.hypr_stream(loss_fn), hj.stream(loss_fn)

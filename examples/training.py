@@ -55,21 +55,17 @@ class Network(NamedTuple):
         return (losses * xs["weights"]).mean()
 
 
-def stack(hidden, readout, sizes, *, gain=1.0, bias=True, recurrent=True, dropout=0.0):
+def stack(hidden, readout, sizes, *, weights=None, bias=True, recurrent=True, dropout=0.0):
     """A `Network` of recurrent `hidden` cells and a readout; `sizes` are inputs, neurons per layer, classes.
 
-    `gain` scales the input weights of the first layer.
+    `weights` draws those of the hidden layers instead of their cell.
     """
     cells = (*[hidden] * (len(sizes) - 2), readout)
 
     def init(key):
-        keys = jax.random.split(key, len(cells))
-        params = [
-            hj.init_layer(k, cell, n_in, n_out, recurrent=recurrent and cell is not readout, bias=bias)
-            for k, cell, n_in, n_out in zip(keys, cells, sizes[:-1], sizes[1:], strict=True)
-        ]
-        params[0]["w_in"] *= gain
-        return params
+        layers = zip(jax.random.split(key, len(cells)), cells, sizes[:-1], sizes[1:], strict=True)
+        of = {True: {"recurrent": recurrent, "weights": weights}, False: {}}
+        return [hj.init_layer(k, cell, *shape, bias=bias, **of[cell is hidden]) for k, cell, *shape in layers]
 
     return Network(cells, init, dropout)
 

@@ -54,9 +54,8 @@ readout = hj.leaky_integrator(tau=20.0)
 
 def init(key):
     k1, k2 = jax.random.split(key)
-    hidden = hj.init_layer(k1, cell, n_in=1, n_out=64, recurrent=True)
     return {
-        "hidden": hidden | {"w_in": 200 * hidden["w_in"]},  # currents enter times dt = 0.01
+        "hidden": hj.init_layer(k1, cell, n_in=1, n_out=64, recurrent=True),
         "readout": hj.init_layer(k2, readout, n_in=64, n_out=10),
     }
 
@@ -130,7 +129,7 @@ plt.legend();
 # %%
 EPOCHS, BATCH_SIZE = 10, 64
 updates = EPOCHS * (train_data.size // BATCH_SIZE)
-optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.05, updates)))
+optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.1, updates)))
 cells = {"hidden": cell, "readout": readout}
 test_batch = batch_of(test_data, np.arange(test_data.size))
 

@@ -61,9 +61,8 @@ hyprjax.plot.raster(events[:600], ax=bottom);
 # %%
 cell, readout = hj.brf(omega=(3.0, 20.0), b_offset=(0.1, 2.0)), hj.leaky_integrator(tau=3.0)
 k1, k2 = jax.random.split(jax.random.key(0))
-hidden = hj.init_layer(k1, cell, n_in=4, n_out=64, recurrent=True)
 params = {
-    "hidden": hidden | {"w_in": 30 * hidden["w_in"]},
+    "hidden": hj.init_layer(k1, cell, n_in=4, n_out=64, recurrent=True),
     "readout": hj.init_layer(k2, readout, n_in=64, n_out=1),
 }
 before = params

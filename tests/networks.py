@@ -38,7 +38,6 @@ CELLS = {
     "filtered": hj.filtered(hj.alif(tau_a=(5.0, 30.0)), tau=5.0),
     "custom": custom_cell(),
 }
-GAIN = {"brf": 6.0, "se_adlif": 8.0, "lif": 1.0, "lif_differentiable_reset": 1.0, "alif": 1.0, "filtered": 1.5}
 
 
 def make_stack(names, n_in, sizes, seed=0, recurrent=True, bias=True):
@@ -47,7 +46,7 @@ def make_stack(names, n_in, sizes, seed=0, recurrent=True, bias=True):
     for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
         key = jax.random.fold_in(jax.random.key(seed), i)
         layer = hj.init_layer(key, CELLS[name], n_in, size, recurrent=recurrent, bias=bias, dtype=jnp.float64)
-        layer["w_in"] = layer["w_in"] * GAIN.get(name, 1.0) + 0.1
+        layer["w_in"] = layer["w_in"] + 0.1
         if bias:
             layer["bias"] = layer["bias"] + 0.05
         params.append(layer)

@@ -174,7 +174,7 @@ def test_parameters_stay_in_their_ranges_unless_told_otherwise(problem):
     import optax
 
     _, *data = problem
-    network = training.stack(hj.se_adlif(q=20.0), hj.leaky_integrator(tau=5.0), (3, 16, 3), gain=10.0)
+    network = training.stack(hj.se_adlif(q=20.0), hj.leaky_integrator(tau=5.0), (3, 16, 3))
     settings = {"rule": "hypr", "optimiser": lambda updates: optax.adam(0.3), "epochs": 1, "batch_size": 8}
     ranges = {"tau_u": (0, 1), "tau_w": (0, 1), "a": (0, 1), "b": (0, 2)}
     outside = {}

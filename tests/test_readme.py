@@ -4,7 +4,12 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
+import optax
 import pytest
+from sklearn.datasets import load_digits
+
+import hyprjax as hj
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,8 +21,37 @@ def test_readme_snippets_run():
     namespace = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
-    assert namespace["logits"].shape == (1, 16, 6)
+    assert namespace["logits"].shape == (1, 16, 10)
     assert jax.tree.structure(namespace["grads"]) == jax.tree.structure(namespace["params"])
+
+
+def test_the_network_of_the_readme_learns_handwritten_digits():
+    jax.config.update("jax_enable_x64", False)
+    namespace = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1], namespace)
+    model, params = namespace["model"], namespace["params"]
+    cells = {"hidden": namespace["cell"], "readout": namespace["readout"]}
+    images, labels = load_digits(return_X_y=True)
+    streams = np.repeat(images.reshape(-1, 16, 4).swapaxes(0, 1) / 16, 8, axis=0).astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, training = order[:360], order[360:]
+    optimiser = optax.adam(optax.cosine_decay_schedule(0.2, 20 * 22))
+
+    def loss(params, xs, labels):
+        logits = hj.hypr(model)(params, xs).mean(0)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def update(params, state, xs, labels):
+        updates, state = optimiser.update(jax.grad(loss)(params, xs, labels), state)
+        return hj.project(cells, optax.apply_updates(params, updates)), state
+
+    state = optimiser.init(params)
+    for epoch in range(20):
+        for batch in np.random.default_rng(epoch).permutation(training)[: 22 * 64].reshape(22, 64):
+            params, state = update(params, state, streams[:, batch], labels[batch])
+    right = model(params, streams[:, test]).mean(0).argmax(-1) == labels[test]
+    assert right.mean() > 0.9
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
@@ -29,8 +63,6 @@ def test_docs_snippets_run(page):
 
 
 def test_readme_names_the_whole_public_surface():
-    import hyprjax as hj
-
     readme = (ROOT / "README.md").read_text()
     public = public_names(hj)
     assert public
@@ -38,14 +70,11 @@ def test_readme_names_the_whole_public_surface():
 
 
 def test_api_reference_has_the_whole_public_surface():
-    import hyprjax as hj
-    import hyprjax.data
+    from hyprjax import data
 
     listed = set(re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
     cells = {f"hyprjax.{name}" for name in vars(hj.cells) if name in vars(hj)}  # all on the page of `hyprjax.cells`
-    public = {f"hyprjax.{name}" for name in public_names(hj)} | {
-        f"hyprjax.data.{name}" for name in public_names(hj.data)
-    }
+    public = {f"hyprjax.{name}" for name in public_names(hj)} | {f"hyprjax.data.{name}" for name in public_names(data)}
     assert sorted(public - cells - listed) == []
 
 

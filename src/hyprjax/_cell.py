@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from hyprjax.weights import glorot_uniform
+from hyprjax.weights import WeightsFn, glorot_uniform
 
 NeuronParams = PyTree[Float[Array, " n"]]
 State = PyTree[Float[Array, "*batch n"]]
@@ -55,15 +55,6 @@ class ProjectFn(Protocol):
 
     def __call__(self, neuron: NeuronParams) -> NeuronParams:
         """Returns a pytree like `neuron`; what is in range stays, and a second call changes nothing."""
-        ...
-
-
-@runtime_checkable
-class WeightsFn(Protocol):
-    """Draws the synaptic weights of a layer."""
-
-    def __call__(self, key: PRNGKeyArray, n_in: int, n_out: int) -> tuple[Array, Array]:
-        """Returns `w_in` `[n_in, n_out]` and `w_rec` `[n_out, n_out]`."""
         ...
 
 
@@ -144,7 +135,9 @@ def init_layer(
 ) -> Params:
     """Initialises one layer: synapses as `cell.weights` draws them, bias zero, neurons as `cell.init` does.
 
-    Whether the layer fires depends on its inputs: `gain` scales their weights, `calibrate` finds the gain for a rate.
+    A layer of any model of `hyprjax.cells` fires at 1 to 20 % on spikes, on standard normal inputs and on pixels in
+    [0, 1], whatever their number. For inputs of another size, `gain` scales their weights, and `calibrate` finds the
+    gain for a rate. The draws of the models' papers are in `hyprjax.weights`.
 
     The result is a plain dict. Masks, sign constraints or low-rank factors are ordinary JAX
     applied to a leaf before `unroll`; the chain rule does the rest.

@@ -8,6 +8,9 @@ initializer `(key, shape) -> array`. `z[t]` is the spike, `I[t]` the synaptic cu
 What is known of a model when it is made is checked then; `Cell.project` keeps training inside the same bounds. A time
 constant is at least 0.1 steps: the decay is 5e-5 there, no memory at all, and has a gradient yet by which it can grow.
 An infinite one makes an integrator.
+
+Input weights have the scale at which a layer fires at 1 to 20 % on spikes, on normal inputs and on pixels
+(`tests/test_firing.py`): in units of the threshold, times what a step multiplies a current by.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from jax.core import Tracer
 from jax.lax import stop_gradient
 from jaxtyping import Array
 
-from hyprjax import surrogate, weights
+from hyprjax import surrogate
 from hyprjax._cell import Cell, Init, NeuronParams, ProjectFn, draw, zeros_state
+from hyprjax.weights import heterogeneous
 
 MIN_TAU = 0.1  # steps
 MAX_ANGLE = 0.99  # radians per step, of an oscillator: forward Euler has no stable damping from 1 on
@@ -147,7 +151,9 @@ def lif(
 
     init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
     constants = (("threshold", threshold), ("reset", reset))
-    return Cell(init, zeros_state("v"), step, weights.normal_fan_in, "lif", constants, _keep_time_constants("tau"))
+    return Cell(
+        init, zeros_state("v"), step, heterogeneous(0.95 * threshold), "lif", constants, _keep_time_constants("tau")
+    )
 
 
 # --- current-based leaky integrate-and-fire -------------------------------------------------------
@@ -209,7 +215,7 @@ def cuba_lif(
         return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
 
     constants, project = (("threshold", threshold),), _keep_time_constants("tau", "tau_syn")
-    return Cell(init, zeros_state("i", "v"), step, weights.normal_fan_in, "cuba_lif", constants, project)
+    return Cell(init, zeros_state("i", "v"), step, heterogeneous(2.5 * threshold), "cuba_lif", constants, project)
 
 
 # --- adaptive leaky integrate-and-fire ------------------------------------------------------------
@@ -282,7 +288,7 @@ def alif(
         return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
 
     project = _keep_time_constants("tau", "tau_a")
-    return Cell(init, zeros_state("v", "a"), step, weights.normal_fan_in, "alif", project=project)
+    return Cell(init, zeros_state("v", "a"), step, heterogeneous(1.4 * threshold), "alif", project=project)
 
 
 # --- adaptive leaky integrate-and-fire with subthreshold coupling: Euler-forward and symplectic Euler -----
@@ -377,7 +383,7 @@ def ef_adlif(
         u = alpha * u + (1 - alpha) * (current - state["w"])
         return {"u": u, "w": w}, spike(u - threshold)
 
-    return Cell(init, zeros_state("u", "w"), step, weights.uniform_orthogonal, "ef_adlif", project=project)
+    return Cell(init, zeros_state("u", "w"), step, heterogeneous(9.5 * threshold), "ef_adlif", project=project)
 
 
 def se_adlif(
@@ -440,7 +446,7 @@ def se_adlif(
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z
 
-    return Cell(init, zeros_state("u", "w"), step, weights.uniform_orthogonal, "se_adlif", project=project)
+    return Cell(init, zeros_state("u", "w"), step, heterogeneous(9.5 * threshold), "se_adlif", project=project)
 
 
 # --- resonate-and-fire ----------------------------------------------------------------------------
@@ -506,7 +512,9 @@ def rf(
         return state, spike(state["u"] - threshold)
 
     init, project = _oscillator("rf", omega, b_offset, dt, damping, "b")
-    return Cell(init, zeros_state("u", "v"), step, name="rf", project=project)
+    # Without a reset resonance is all or nothing; gains further apart keep a layer between silent and saturated.
+    weights = heterogeneous(0.21 * threshold / dt, spread=64.0)
+    return Cell(init, zeros_state("u", "v"), step, weights, "rf", project=project)
 
 
 # --- balanced resonate-and-fire -------------------------------------------------------------------
@@ -579,7 +587,7 @@ def brf(
 
     # Stable is b' + q up to twice this: half is left to q.
     init, project = _oscillator("brf", omega, b_offset, dt, lambda omega: (0.0, _undamped(omega, dt) / dt))
-    return Cell(init, zeros_state("u", "v", "q"), step, name="brf", project=project)
+    return Cell(init, zeros_state("u", "v", "q"), step, heterogeneous(0.7 * threshold / dt), "brf", project=project)
 
 
 # --- leaky integrator -----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from hyprjax._cell import Cell, Params, init_layer
 from hyprjax._stream import unroll
 from hyprjax.cells import leaky_integrator
+from hyprjax.weights import WeightsFn
 
 
 class Recurrent(nnx.Module):
@@ -57,6 +58,8 @@ class Recurrent(nnx.Module):
         *,
         recurrent: bool = True,
         bias: bool = True,
+        weights: WeightsFn | None = None,
+        gain: float = 1.0,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -68,16 +71,19 @@ class Recurrent(nnx.Module):
           n_out: number of neurons.
           recurrent: whether the layer's output feeds back through `w_rec` one step later.
           bias: whether the neurons have a bias current.
+          weights: draws `w_in` and `w_rec` instead of `cell.weights`; see `hyprjax.weights`.
+          gain: factor of `w_in`.
           dtype: floating dtype of the parameters.
           rngs: its stream `params` gives the key.
 
         Raises:
-          ValueError: `n_in` or `n_out` is not a positive int.
+          ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive number.
           TypeError: `rngs` is not `nnx.Rngs`.
         """
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"{type(self).__name__}: rngs must be nnx.Rngs, such as nnx.Rngs(0), got {rngs!r}")
-        params = init_layer(rngs.params(), cell, n_in, n_out, recurrent=recurrent, bias=bias, dtype=dtype)
+        drawn = {"recurrent": recurrent, "bias": bias, "weights": weights, "gain": gain, "dtype": dtype}
+        params = init_layer(rngs.params(), cell, n_in, n_out, **drawn)
         self.cell = nnx.static(cell)
         for name, value in params.items():
             setattr(self, name, nnx.data(jax.tree.map(nnx.Param, value)))

@@ -1,13 +1,12 @@
 """Draws of a layer's weights, `(key, n_in, n_out) -> (w_in, w_rec)`, for `init_layer` and `Cell.weights`.
 
-The models of `hyprjax.cells` start from the draws of their papers. With inputs of unit size the oscillators and the
-adLIF models are silent with these: `init_layer(..., gain=)`, `hyprjax.calibrate`, or `heterogeneous` with a scale at
-which the model fires.
+The spiking models of `hyprjax.cells` use `heterogeneous`, at a scale with which they fire. The draws of their papers
+have names of their own; with inputs of unit size the oscillators and the adLIF models are silent with these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,16 @@ from jaxtyping import Array
 Weights = tuple[Array, Array]
 
 
-def heterogeneous(scale: float, spread: float = 32.0) -> Callable[[Array, int, int], Weights]:
+@runtime_checkable
+class WeightsFn(Protocol):
+    """Draws the synaptic weights of a layer."""
+
+    def __call__(self, key: Array, n_in: int, n_out: int) -> Weights:
+        """Returns `w_in` `[n_in, n_out]` and `w_rec` `[n_out, n_out]`."""
+        ...
+
+
+def heterogeneous(scale: float, spread: float = 32.0) -> WeightsFn:
     """Normal weights with an input gain that differs from neuron to neuron.
 
     The input weights of a neuron are a random direction times `scale · s`. The gains s of a layer are evenly spaced on
