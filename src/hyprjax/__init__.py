@@ -25,5 +25,6 @@ from hyprjax.cells import leaky_integrator as leaky_integrator
 from hyprjax.cells import lif as lif
 from hyprjax.cells import rf as rf
 from hyprjax.cells import se_adlif as se_adlif
+from hyprjax.cells import with_state as with_state
 
 __version__ = "0.1.0"

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from hyprjax import _check
+from hyprjax import _check, _segment
 from hyprjax._cell import Cell, Params, is_cell
 from hyprjax._stream import unroll
 
@@ -19,7 +19,7 @@ HALVINGS = 9  # of two octaves, so that the gain is found to 0.3 %
 
 
 def calibrate(
-    cell: Cell, layer: Params, inputs: Float[Array, "t *batch n_in"], *, rate: float | Array = 0.05
+    cell: Cell, layer: Params, inputs: PyTree[Float[Array, "t *batch _"]], *, rate: float | Array = 0.05
 ) -> Params:
     """Scales the input weights of a layer until it fires at `rate` on `inputs`.
 
@@ -60,14 +60,23 @@ def calibrate(
         raise ValueError(f"calibrate: {cell.name} sends no spikes, so it has no firing rate; leave it as it is")
     if not isinstance(rate, Tracer) and not (np.ndim(rate) == 0 and 0 < rate < 1):
         raise ValueError(f"calibrate: rate must be a number in (0, 1), spikes per neuron and step, got {rate!r}")
-    _check.layer(cell, layer, inputs, None)
+    _, signal, _ = _check.layer(cell, layer, inputs, None)
+    if _segment.structure(cell, layer, signal).num_nodes != 1:
+        raise ValueError(
+            f"calibrate: the output of {cell.name} has several parts; calibrate the layer with the cell that sends "
+            "spikes alone, its parameters are the same"
+        )
     gain, found = _search(cell, layer, inputs, rate)
     if not isinstance(found, Tracer) and not abs(found - rate) <= 0.2 * rate:
         raise ValueError(
             f"calibrate: no gain of w_in makes the layer fire at {float(rate):g}, the nearest is {float(found):.3g}; "
             "inputs may be too few (at zero they drive nothing), or bias and w_rec alone keep the layer active"
         )
-    return {**layer, "w_in": (gain * layer["w_in"]).astype(jnp.result_type(layer["w_in"]))}
+    return _scaled(layer, gain)
+
+
+def _scaled(layer: Params, gain: Array) -> Params:
+    return {**layer, "w_in": jax.tree.map(lambda w: (gain * w).astype(jnp.result_type(w)), layer["w_in"])}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -75,8 +84,7 @@ def _search(cell: Cell, layer: Params, inputs: Array, rate: Array) -> tuple[Arra
     """The gain and the rate at it."""
 
     def rate_at(octave):
-        w_in = (2**octave * layer["w_in"]).astype(jnp.result_type(layer["w_in"]))
-        return jnp.abs(unroll(cell, {**layer, "w_in": w_in}, inputs)).mean(dtype=float)
+        return jnp.abs(unroll(cell, _scaled(layer, 2**octave), inputs)).mean(dtype=float)
 
     def halve(_, ends):
         low, high = ends

@@ -15,6 +15,8 @@ from hyprjax.weights import WeightsFn, glorot_uniform
 
 NeuronParams = PyTree[Float[Array, " n"]]
 State = PyTree[Float[Array, "*batch n"]]
+Current = PyTree[Float[Array, "*batch n"]]
+Output = PyTree[Float[Array, "*batch n"]]
 Params = dict[str, Any]
 Initializer = Callable[..., Array]
 Init = float | tuple[float, float] | Initializer
@@ -42,9 +44,7 @@ class RestFn(Protocol):
 class StepFn(Protocol):
     """One time step of the dynamics, element-wise over neurons and batch."""
 
-    def __call__(
-        self, neuron: NeuronParams, state: State, current: Float[Array, "*batch n"]
-    ) -> tuple[State, Float[Array, "*batch n"]]:
+    def __call__(self, neuron: NeuronParams, state: State, current: Current) -> tuple[State, Output]:
         """Returns `(next state, output)`; the output is the spike, or whatever the neuron sends on."""
         ...
 
@@ -73,13 +73,18 @@ class Cell(NamedTuple):
     Attributes:
       init: `(key, n) -> neuron parameters`, a pytree of `[n]` arrays.
       rest: `(neuron, batch_shape, dtype) -> state`, a pytree of `[*batch_shape, n]` arrays.
-      step: `(neuron, state, current) -> (state, output)`.
+      step: `(neuron, state, current) -> (state, output)`; the output is an array `[*batch, n]` or a pytree of such.
       weights: `(key, n_in, n_out) -> (w_in, w_rec)`, the draw `init_layer` uses. The default `glorot_uniform`
         knows nothing of thresholds; `weights.heterogeneous` takes a scale, and `calibrate` finds one.
       name: of the model, for messages and for `hyprjax.nir`.
       constants: what `step` has fixed, as `(name, value)` pairs, as far as `hyprjax.nir` needs it.
       project: `neuron parameters -> neuron parameters` where the model is defined, for `hyprjax.project`; by default
         nothing changes.
+      ports: names of the synaptic currents of a cell that has several. `current` is then a dict with an entry for each,
+        so are `w_in`, `w_rec` and `bias` of a layer, for the ports that have such a part, and its inputs are one array
+        for all ports or a dict.
+      feedback: `output -> [*batch, n]`, what `w_rec` carries back, element-wise; by default the output itself.
+      sends: `output -> output`, what `unroll` returns; by default all of it.
 
     Examples:
       A leaky integrate-and-fire neuron with a hard reset to zero:
@@ -107,6 +112,17 @@ class Cell(NamedTuple):
     name: str = "custom"
     constants: tuple[tuple[str, Any], ...] = ()
     project: ProjectFn = unbounded
+    ports: tuple[str, ...] = ()
+    feedback: Callable[[Output], Array] | None = None
+    sends: Callable[[Output], Output] | None = None
+
+
+def emit(cell: Cell, output: Output) -> tuple[Output, Array | None]:
+    """What of the output of `step` goes up, and what `w_rec` carries back; None if the cell does not say what."""
+    up = output if cell.sends is None else cell.sends(output)
+    if cell.feedback is not None:
+        return up, cell.feedback(output)
+    return up, output if jax.tree.structure(output).num_nodes == 1 else None
 
 
 def is_cell(caller: str, cell: Any) -> None:
@@ -124,7 +140,7 @@ def is_cell(caller: str, cell: Any) -> None:
 def init_layer(
     key: PRNGKeyArray,
     cell: Cell,
-    n_in: int,
+    n_in: int | dict[str, int],
     n_out: int,
     *,
     recurrent: bool = False,
@@ -145,7 +161,7 @@ def init_layer(
     Args:
       key: PRNG key.
       cell: the neuron model.
-      n_in: number of inputs.
+      n_in: number of inputs; of a cell with ports a number for all, or a dict of the ports that have inputs.
       n_out: number of neurons.
       recurrent: whether the layer's output feeds back through `w_rec` one step later.
       bias: whether the neurons have a bias current.
@@ -155,7 +171,8 @@ def init_layer(
 
     Returns:
       A dict of `w_in` `[n_in, n_out]`, `w_rec` `[n_out, n_out]` if recurrent, `bias` `[n_out]` if there is one, and
-      `neuron`, what `cell.init` returns.
+      `neuron`, what `cell.init` returns. Of a cell with ports the first three are dicts by port; take an entry out for
+      a port that should not have it.
 
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive number.
@@ -168,19 +185,39 @@ def init_layer(
       {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
     """
     is_cell("init_layer", cell)
-    for name, size in (("n_in", n_in), ("n_out", n_out)):
+    if isinstance(n_in, dict) and not (n_in and n_in.keys() <= set(cell.ports)):
+        raise ValueError(
+            f"init_layer: n_in has the ports {', '.join(map(str, n_in)) or 'of nothing'}, but the cell {cell.name!r} "
+            f"has {', '.join(cell.ports) or 'one current without a name: give a number'}"
+        )
+    of_port = n_in if isinstance(n_in, dict) else dict.fromkeys(cell.ports or ("",), n_in)
+    for name, size in (*(("n_in", size) for size in of_port.values()), ("n_out", n_out)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
     if not isinstance(gain, Tracer) and not (np.ndim(gain) == 0 and np.isreal(gain) and gain > 0):
         raise ValueError(f"init_layer: gain must be a positive number, got {gain!r}")
     key_weights, key_neuron = jax.random.split(key)
-    w_in, w_rec = (weights or cell.weights)(key_weights, n_in, n_out)
-    params = {"w_in": gain * w_in, "neuron": cell.init(key_neuron, n_out)}
-    if recurrent:
-        params["w_rec"] = w_rec
-    if bias:
-        params["bias"] = jnp.zeros(n_out)
+    params: Params = {"neuron": cell.init(key_neuron, n_out)}
+    keys = jax.random.split(key_weights, len(cell.ports)) if cell.ports else [key_weights]
+    parts = [
+        _synapses(weights or cell.weights, key, of_port.get(port), n_out, gain, recurrent, bias)
+        for key, port in zip(keys, cell.ports or ("",), strict=True)
+    ]
+    for part in ("w_in", "w_rec", "bias"):
+        having = {port: drawn[part] for port, drawn in zip(cell.ports or ("",), parts, strict=True) if part in drawn}
+        if having:
+            params[part] = having if cell.ports else having[""]
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+
+
+def _synapses(
+    weights: WeightsFn, key: PRNGKeyArray, n_in: int | None, n_out: int, gain: Any, recurrent: bool, bias: bool
+) -> dict[str, Array]:
+    """Of one port, which may have no inputs."""
+    w_in, w_rec = weights(key, n_in or n_out, n_out)
+    drawn = {"w_in": gain * w_in if n_in else None, "w_rec": w_rec if recurrent else None}
+    drawn["bias"] = jnp.zeros(n_out) if bias else None
+    return {part: value for part, value in drawn.items() if value is not None}
 
 
 def draw(key: PRNGKeyArray, init: Init, n: int) -> Float[Array, " n"]:

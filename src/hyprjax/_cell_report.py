@@ -17,8 +17,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from hyprjax import _check
-from hyprjax._cell import Cell, NeuronParams, State, init_layer
+from hyprjax import _check, _ports
+from hyprjax._cell import Cell, Current, NeuronParams, Output, State, init_layer
 from hyprjax._report import table
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # standard deviations of the currents: some neurons fire at 0.1, some at 100
@@ -123,21 +123,26 @@ def _find(name: str, run: Callable[[], tuple[bool | None, str]]) -> Finding:
 
 
 class Subject(NamedTuple):
-    """A cell, parameters of `n` neurons, and currents `[T, len(STRENGTHS), n]`."""
+    """A cell, parameters of `n` neurons, and currents `[T, len(STRENGTHS), n]`, one for each port."""
 
     cell: Cell
     neuron: NeuronParams
-    currents: Float[Array, "t batch n"]
+    currents: PyTree[Float[Array, "t batch n"]]
     key: PRNGKeyArray
 
-    def run(self, neuron: NeuronParams, currents: Array) -> tuple[State, Array]:
+    @property
+    def short(self) -> PyTree[Array]:
+        """The currents of the first steps."""
+        return jax.tree.map(lambda x: x[:SHORT], self.currents)
+
+    def run(self, neuron: NeuronParams, currents: PyTree[Array]) -> tuple[State, Output]:
         """All states and outputs, `[T, batch, n]`, from rest."""
         return _run(self.cell, neuron, currents)
 
-    def visited(self) -> tuple[State, Array]:
+    def visited(self) -> tuple[State, Current]:
         """States that the neurons come through, with the currents that they get there."""
-        states, _ = self.run(self.neuron, self.currents[:SHORT])
-        return jax.tree.map(lambda s: s[:-1], states), self.currents[1:SHORT]
+        states, _ = self.run(self.neuron, self.short)
+        return jax.tree.map(lambda s: s[:-1], states), jax.tree.map(lambda x: x[1:], self.short)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -146,14 +151,17 @@ def _run(cell, neuron, currents):
         state, output = cell.step(neuron, state, current)
         return state, (state, output)
 
-    return jax.lax.scan(step, cell.rest(neuron, currents.shape[1:-1], currents.dtype), currents)[1]
+    _, *batch, _ = jnp.shape(jax.tree.leaves(currents)[0])
+    return jax.lax.scan(step, cell.rest(neuron, tuple(batch), jnp.dtype(float)), currents)[1]
 
 
 def _subject(cell: Cell, n: int, steps: int, key: PRNGKeyArray) -> Subject:
     of_init, of_currents, key = jax.random.split(key, 3)
     neuron = jax.tree.map(lambda p: jnp.asarray(p, float), cell.init(of_init, n))
-    currents = jax.random.normal(of_currents, (max(steps, SHORT), len(STRENGTHS), n))
-    return Subject(cell, neuron, currents * jnp.array(STRENGTHS)[:, None], key)
+    ports = _ports.names(cell)
+    noise = jax.random.normal(of_currents, (len(ports), max(steps, SHORT), len(STRENGTHS), n))
+    currents = _ports.join(cell, list(noise * jnp.array(STRENGTHS)[:, None]))
+    return Subject(cell, neuron, currents, key)
 
 
 # --- the checks -----------------------------------------------------------------------------------
@@ -191,12 +199,12 @@ def _repeatable(subject):
 
 def _apart(axis, subject):
     """Whether what becomes of one neuron (axis -1) or sequence (axis 1) is left alone by the others."""
-    name, currents = {-1: "neuron", 1: "sequence"}[axis], subject.currents[:SHORT]
+    name, currents = {-1: "neuron", 1: "sequence"}[axis], subject.short
     before = subject.run(subject.neuron, currents)
-    for i in range(currents.shape[axis]):
+    for i in range(jax.tree.leaves(currents)[0].shape[axis]):
         at = (..., i) if axis == -1 else (slice(None), i)
         change = lambda x, at=at: x.at[at].multiply(1.5).at[at].add(0.1)  # noqa: E731
-        runs = {"other currents": subject.run(subject.neuron, change(currents))}
+        runs = {"other currents": subject.run(subject.neuron, jax.tree.map(change, currents))}
         if axis == -1:
             runs["other parameters"] = subject.run(jax.tree.map(change, subject.neuron), currents)
         others = lambda tree, i=i: jax.tree.map(lambda x: np.delete(x, i, axis), tree)  # noqa: E731
@@ -224,15 +232,15 @@ def _alike(subject):
 
 
 def _bounded(subject):
-    half = len(subject.currents) // 2
+    steps = len(jax.tree.leaves(subject.currents)[0])
     for path, leaf in tree_leaves_with_path(subject.run(subject.neuron, subject.currents)[0]):
-        early, late = (np.abs(part).max((0, 2)) for part in np.split(np.asarray(leaf), [half]))
+        early, late = (np.abs(part).max((0, 2)) for part in np.split(np.asarray(leaf), [steps // 2]))
         grows = ~(late <= 3 * early.max(where=np.isfinite(early), initial=0.0))
         if grows.any():
             first = grows.argmax()
             what = f"{_name(path)} grows to {late[first]:.1g} with currents of standard deviation {STRENGTHS[first]:g}"
             return False if STRENGTHS[first] <= 1 else None, what
-    return True, f"over {len(subject.currents)} steps of noise"
+    return True, f"over {steps} steps of noise"
 
 
 def _derivative(subject):
@@ -304,12 +312,12 @@ def _jumps(closed: jec.ClosedJaxpr) -> bool:
 
 
 def _gradient(subject):
-    loss = lambda at: jnp.sum(subject.run(at["neuron"], at["current"])[1])  # noqa: E731
-    grads = jax.grad(loss)({"neuron": subject.neuron, "current": subject.currents[:SHORT]})
+    loss = lambda at: jax.tree.reduce(lambda a, x: a + x.sum(), subject.run(at["neuron"], at["current"])[1], 0.0)  # noqa: E731
+    grads = jax.grad(loss)({"neuron": subject.neuron, "current": subject.short})
     for path, leaf in tree_leaves_with_path(grads):
         if not jnp.isfinite(leaf).all():
             return False, f"it is not finite along {_name(path)}"
-    if not grads["current"].any():
+    if not any(grad.any() for grad in jax.tree.leaves(grads["current"])):
         return False, "no current has an influence on the outputs: is the spike function one of hj.surrogate?"
     return True, "finite, and it reaches the currents"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
+from hyprjax import _ports
 from hyprjax._axis import FREE, Analysis, Value
-from hyprjax._cell import Cell, Params, is_cell
+from hyprjax._cell import Cell, Params, emit, is_cell
 from hyprjax._segment import Carry
 
 
@@ -102,10 +103,9 @@ def _axes(name: str, tree: PyTree, axes: Any, option: str = "time_axis") -> list
         if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
             raise TypeError(f"{option} must hold ints and None, got {axis!r} of type {type(axis).__name__}")
     absent = lambda axis: axis is None  # noqa: E731
-    if absent(axes):
-        return [None] * len(jax.tree.leaves(tree))
+    for_all = lambda axis, part: [axis] * len(jax.tree.leaves(part))  # noqa: E731
     try:
-        spread = jax.tree.broadcast(axes, tree, is_leaf=absent)
+        spread = jax.tree.map(for_all, axes, tree, is_leaf=absent)
     except ValueError as error:
         raise ValueError(
             f"{option} must be an int or a pytree prefix of {name}, as in_axes of jax.vmap; got {axes!r} for {name} of "
@@ -213,8 +213,8 @@ def loss_and_aux(value: Any) -> None:
 
 
 def layer(
-    cell: Cell, params: Params, inputs: Array, resets: Array | None, *, in_transform: bool = False
-) -> tuple[Params, Array, Array | None]:
+    cell: Cell, params: Params, inputs: PyTree, resets: Array | None, *, in_transform: bool = False
+) -> tuple[Params, PyTree, Array | None]:
     """Checks the arguments of `unroll` and brings parameters and inputs to their common dtype."""
     is_cell("unroll", cell)
     if not (isinstance(params, dict) and {"w_in", "neuron"} <= params.keys() <= {"w_in", "w_rec", "bias", "neuron"}):
@@ -226,64 +226,113 @@ def layer(
     for name in ("bias", "w_rec"):
         if name in params and params[name] is None:
             raise ValueError(f'unroll: params["{name}"] is None; leave the key out for a layer without it')
+    _ports_of(cell, params, inputs)
     floating("params", params)
-    inputs = jnp.asarray(inputs)
-    if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
-        raise TypeError(f"unroll: inputs are {inputs.dtype}; pass real inputs, for example real and imaginary parts")
-    if inputs.ndim < 2:
-        raise ValueError(f"unroll: inputs must have shape [T, *batch, n_in], got inputs.shape = {inputs.shape}")
-    if inputs.shape[0] == 0:
-        raise ValueError(f"unroll: inputs have no time steps, inputs.shape = {inputs.shape}")
-    _layer_shapes(params, inputs)
+    if isinstance(inputs, dict):
+        inputs = {port: _signal(f'inputs["{port}"]', x) for port, x in inputs.items()}
+        shapes = {port: x.shape[:-1] for port, x in inputs.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"unroll: the inputs of all ports must have the same [T, *batch], got {shapes}")
+        shape = next(iter(shapes.values()))
+    else:
+        inputs = _signal("inputs", inputs)
+        shape = inputs.shape[:-1]
+    _layer_shapes(cell, params, inputs)
     if resets is not None:
         resets = jnp.asarray(resets)
         if resets.dtype != bool:
             raise TypeError(f"unroll: resets must be bool, got {resets.dtype}; pass resets != 0 or resets.astype(bool)")
-        if resets.shape != inputs.shape[:-1]:
+        if resets.shape != shape:
             raise ValueError(
-                f"unroll: resets.shape = {resets.shape}, but it must be [T, *batch] = {inputs.shape[:-1]} "
-                f"for inputs.shape = {inputs.shape}"
+                f"unroll: resets.shape = {resets.shape}, but it must be [T, *batch] = {shape} for inputs of "
+                f"{describe(inputs)}"
             )
 
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(jax.tree.map(jnp.asarray, params))]
-    if jnp.issubdtype(inputs.dtype, jnp.floating):
-        dtypes.append(inputs.dtype)
+    dtypes += [x.dtype for x in jax.tree.leaves(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
     dtype = jnp.result_type(*dtypes)
     params, inputs = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, inputs))
     try:
         hash(cell)
     except TypeError as error:
         raise TypeError(f"unroll: the cell must be hashable, of plain functions and constants: {error}") from None
-    structure, n = jax.tree.structure(params["neuron"]), params["w_in"].shape[1]
+    structure, n = jax.tree.structure(params["neuron"]), jax.tree.leaves(params["w_in"])[0].shape[1]
     try:
-        _cell_shapes(cell, structure, inputs.shape[1:-1], n, dtype, jnp.result_type(float))
+        _cell_shapes(cell, structure, shape[1:], n, dtype, jnp.result_type(float), "w_rec" in params)
     except ClosesOverTracerError:
         if in_transform:
             raise
     return params, inputs, resets
 
 
-def _layer_shapes(params: Params, inputs: Array) -> None:
-    if jnp.ndim(params["w_in"]) != 2:
-        raise ValueError(f'unroll: params["w_in"] must be [n_in, n_out], got shape {jnp.shape(params["w_in"])}')
-    n_in, n = jnp.shape(params["w_in"])
-    if inputs.shape[-1] != n_in:
-        raise ValueError(
-            f'unroll: params["w_in"] has {n_in} input rows but inputs have {inputs.shape[-1]} features '
-            f"(inputs.shape = {inputs.shape}); make the layer with n_in={inputs.shape[-1]}"
-        )
-    for name, shape in (("w_rec", (n, n)), ("bias", (n,))):
-        if name in params and jnp.shape(params[name]) != shape:
+def _ports_of(cell: Cell, params: Params, inputs: PyTree) -> None:
+    """Refuses parameters and inputs that do not fit the ports of the cell."""
+    ports, name = set(cell.ports), f"the cell {cell.name!r}"
+    for part in ("w_in", "w_rec", "bias", "inputs"):
+        value = inputs if part == "inputs" else params.get(part)
+        what = "inputs" if part == "inputs" else f'params["{part}"]'
+        if isinstance(value, dict) and not ports:
+            raise ValueError(f"unroll: {what} is a dict, but {name} has one current without ports; give an array")
+        if isinstance(value, dict) and not (value and value.keys() <= ports):
             raise ValueError(
-                f'unroll: params["{name}"].shape = {jnp.shape(params[name])}, but it must be {shape} '
-                f'for params["w_in"].shape = {(n_in, n)}'
+                f"unroll: {what} has the ports {', '.join(map(str, value)) or 'of nothing'}, but {name} has "
+                f"{', '.join(sorted(ports))}"
             )
+        if ports and part != "inputs" and value is not None and not isinstance(value, dict):
+            raise ValueError(
+                f"unroll: {what} must be a dict with an array for each port, {', '.join(sorted(ports))}, as {name} "
+                "needs it and init_layer makes it"
+            )
+    if isinstance(inputs, dict) and inputs.keys() != params["w_in"].keys():
+        raise ValueError(
+            f"unroll: inputs are for the ports {', '.join(sorted(inputs))}, but params has w_in for "
+            f"{', '.join(sorted(params['w_in']))}; give one array for each"
+        )
+
+
+def _signal(name: str, inputs: Any) -> Array:
+    inputs = jnp.asarray(inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
+        raise TypeError(f"unroll: {name} are {inputs.dtype}; pass real inputs, for example real and imaginary parts")
+    if inputs.ndim < 2:
+        raise ValueError(f"unroll: {name} must have shape [T, *batch, n_in], got {name}.shape = {inputs.shape}")
+    if inputs.shape[0] == 0:
+        raise ValueError(f"unroll: {name} have no time steps, {name}.shape = {inputs.shape}")
+    return inputs
+
+
+def _layer_shapes(cell: Cell, params: Params, inputs: PyTree) -> None:
+    n = jnp.shape(jax.tree.leaves(params["w_in"])[0])[-1:]
+    for port in _ports.names(cell):
+        at = "" if port is None else f'["{port}"]'
+        w_in, w_rec, bias = (_ports.onto(port, params.get(part)) for part in _ports.PARTS)
+        if w_in is not None:
+            _input_weights(w_in, _ports.onto(port, inputs), at if isinstance(inputs, dict) else "", at, n)
+        for part, value, shape in (("w_rec", w_rec, 2 * n), ("bias", bias, n)):
+            if value is not None and jnp.shape(value) != shape:
+                raise ValueError(
+                    f'unroll: params["{part}"]{at}.shape = {jnp.shape(value)}, but it must be {shape} '
+                    f"for w_in with {n[0]} columns"
+                )
     for path, leaf in tree_leaves_with_path(params["neuron"]):
-        if jnp.shape(leaf) != (n,):
+        if jnp.shape(leaf) != n:
             raise ValueError(
                 f'unroll: params["neuron"]{keystr(path)} has shape {jnp.shape(leaf)}, but every neuron parameter must '
-                f"be [n_out] = {(n,)}; spread a shared value with jnp.full({n}, value)"
+                f"be [n_out] = {n}; spread a shared value with jnp.full({n[0]}, value)"
             )
+
+
+def _input_weights(w_in: Any, inputs: Array, of_inputs: str, at: str, n: tuple[int, ...]) -> None:
+    shape = jnp.shape(w_in)
+    if len(shape) != 2:
+        raise ValueError(f'unroll: params["w_in"]{at} must be [n_in, n_out], got shape {shape}')
+    if inputs.shape[-1] != shape[0]:
+        raise ValueError(
+            f'unroll: params["w_in"]{at} has {shape[0]} input rows but inputs{of_inputs} have {inputs.shape[-1]} '
+            f"features (inputs{of_inputs}.shape = {inputs.shape}); make the layer with n_in={inputs.shape[-1]}"
+        )
+    if shape[1:] != n:
+        raise ValueError(f'unroll: params["w_in"]{at} has {shape[1]} columns, but that of another port has {n[0]}')
 
 
 class ClosesOverTracerError(ValueError):
@@ -291,7 +340,9 @@ class ClosesOverTracerError(ValueError):
 
 
 @lru_cache(maxsize=256)  # a check takes milliseconds, and the same cells and shapes come again and again
-def _cell_shapes(cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, dtype: Any, precision: Any) -> None:
+def _cell_shapes(
+    cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, dtype: Any, precision: Any, recurrent: bool
+) -> None:
     """Runs the cell abstractly for one step and compares what goes in with what comes out.
 
     `neuron` is a structure; `precision`, float32 or float64, is what constants of the cell become.
@@ -305,18 +356,27 @@ def _cell_shapes(cell: Cell, neuron: Any, batch_shape: tuple[int, ...], n: int, 
     for path, leaf in tree_leaves_with_path(rest):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise _cell_error("rest", f"the state variable{keystr(path)}", leaf, like)
-    jaxpr, (state, output) = jax.make_jaxpr(cell.step, return_shape=True)(neuron, rest, like)
+    current = _ports.join(cell, [like] * len(_ports.names(cell)))
+    jaxpr, (state, output) = jax.make_jaxpr(cell.step, return_shape=True)(neuron, rest, current)
     if jax.tree.structure(state) != jax.tree.structure(rest):
         raise ValueError(
             f"unroll: cell.step returned a state of another structure, {describe(state)}, than cell.rest, "
             f"{describe(rest)}"
         )
-    for path, leaf in tree_leaves_with_path({"state": state, "output": output}):
+    up, back = jax.eval_shape(partial(emit, cell), output)
+    if not jax.tree.leaves(up):
+        raise ValueError(f"unroll: the cell {cell.name!r} has no output; step must return (state, output)")
+    if recurrent and back is None:
+        raise ValueError(
+            f"unroll: the layer has w_rec, but the output of the cell {cell.name!r} has several parts, "
+            f"{describe(output)}; say which goes round with Cell.feedback, as in cell._replace(feedback=lambda output: output[0])"
+        )
+    for path, leaf in tree_leaves_with_path({"state": state, "output": output, "sends": up, "feedback": back}):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise _cell_error("step", f"the {path[0].key}{keystr(path[1:])}", leaf, like)
     for axis in range(like.ndim):
         _apart(cell, jaxpr, like, axis)
-    if any(isinstance(const, Tracer) for const in [*jaxpr.consts, *_of_derivative(cell.step, neuron, rest, like)]):
+    if any(isinstance(const, Tracer) for const in [*jaxpr.consts, *_of_derivative(cell.step, neuron, rest, current)]):
         raise ClosesOverTracerError(
             f"unroll: step of the cell {cell.name!r} (or its derivative) closes over a traced array, which a hyprjax "
             "transform cannot follow into the segments; make it a neuron parameter: cell.init returns it as [n], step "

@@ -56,13 +56,14 @@ unroll_p.multiple_results = True
 
 
 def unroll(
-    cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], resets: Bool[Array, "t *batch"] | None
-) -> Float[Array, "t *batch n"]:
+    cell: Cell, params: Params, inputs: PyTree[Float[Array, "t *batch _"]], resets: Bool[Array, "t *batch"] | None
+) -> PyTree[Float[Array, "t *batch n"]]:
     """From rest; while a transform traces its function, one equation of the program."""
     operands, tree = jax.tree.flatten((params, inputs, resets))
     if not tracing():
         return _from_rest(cell, tree, (), *operands)
-    return unroll_p.bind(*operands, cell=cell, tree=tree, ensemble=())[0]
+    outputs = unroll_p.bind(*operands, cell=cell, tree=tree, ensemble=())
+    return jax.tree.unflatten(_segment.structure(cell, params, inputs), outputs)
 
 
 def _over_ensemble(fn: Callable[..., Any], ensemble: Sequence[tuple[bool, ...]], *before: int) -> Callable[..., Any]:
@@ -73,7 +74,7 @@ def _over_ensemble(fn: Callable[..., Any], ensemble: Sequence[tuple[bool, ...]],
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _from_rest(cell: Cell, tree: Any, ensemble: Any, *operands: Array) -> Array:
+def _from_rest(cell: Cell, tree: Any, ensemble: Any, *operands: Array) -> PyTree:
     def one(*operands):
         params, inputs, resets = jax.tree.unflatten(tree, operands)
         start = _segment.rest(cell, params, inputs, None)
@@ -100,10 +101,11 @@ def _batch(operands, dims, *, cell, tree, ensemble):
 
         signals = [behind_time(i, operands[i], dims[i]) for i in range(of_params, len(operands))]
         outputs = unroll_p.bind(*operands[:of_params], *signals, cell=cell, tree=tree, ensemble=ensemble)
-        return outputs, [len(ensemble) + 1]
+        return outputs, [len(ensemble) + 1] * len(outputs)
     operands = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]
     level = tuple(d is not None for d in dims)
-    return unroll_p.bind(*operands, cell=cell, tree=tree, ensemble=(level, *ensemble)), [0]
+    outputs = unroll_p.bind(*operands, cell=cell, tree=tree, ensemble=(level, *ensemble))
+    return outputs, [0] * len(outputs)
 
 
 def _refuse_derivative(primals, tangents, **_):
@@ -211,7 +213,8 @@ def _check_unrolls(name: str, jaxpr: jec.Jaxpr, steps: int) -> None:
 def _check_steps(eqn: jec.JaxprEqn, steps: int) -> None:
     tree, ensemble = eqn.params["tree"], eqn.params["ensemble"]
     _, inputs, _ = jax.tree.unflatten(tree, range(tree.num_leaves))
-    ran = eqn.invars[inputs].aval.shape[sum(level[inputs] for level in ensemble)]
+    first = jax.tree.leaves(inputs)[0]
+    ran = eqn.invars[first].aval.shape[sum(level[first] for level in ensemble)]
     if ran != steps:
         raise ValueError(
             f"unroll ran over {ran} time steps, but the segment it was called on has {steps} "
@@ -238,7 +241,7 @@ _REMEDY = {
 
 # --- evaluation -----------------------------------------------------------------------------------
 
-Layer = Callable[[jec.JaxprEqn, list[Array], Any], tuple[Array, Any]]
+Layer = Callable[[jec.JaxprEqn, list[Array], Any], tuple[PyTree, Any]]
 """What becomes of an `unroll` equation: its operands and what enters it to its outputs and what leaves it."""
 
 
@@ -262,8 +265,8 @@ def _interpret(jaxpr: jec.Jaxpr, operands: Sequence[Array], layer: Layer, enteri
 
 
 def _enter_unroll(eqn, operands, layer, entering):
-    output, leaving = layer(eqn, operands, entering[0])
-    return [output], [leaving]
+    outputs, leaving = layer(eqn, operands, entering[0])
+    return jax.tree.leaves(outputs), [leaving]
 
 
 def _enter_jit(eqn, operands, layer, entering):
@@ -302,7 +305,7 @@ _ENTER: dict[str, Callable[..., tuple[list, list]]] = {
 
 
 def run(
-    program: Program, operands: Sequence[Array], entering: Sequence[Any], one: Callable[..., tuple[Array, Any]]
+    program: Program, operands: Sequence[Array], entering: Sequence[Any], one: Callable[..., tuple[PyTree, Any]]
 ) -> tuple[list, list]:
     """The results of a program and what leaves each `unroll`, in the order of the carry.
 
@@ -325,7 +328,9 @@ def rest(program: Program, options: Options | None, operands: Sequence[Array]) -
 
     def one(cell, carry, params, inputs, resets):
         start = _segment.rest(cell, params, inputs, options)
-        return jnp.broadcast_to(start.output, (len(inputs), *start.output.shape)), start
+        silence = jnp.broadcast_to(start.output, (len(jax.tree.leaves(inputs)[0]), *start.output.shape))
+        structure = _segment.structure(cell, params, inputs)
+        return structure.unflatten([silence] * structure.num_leaves), start
 
     return tuple(run(program, operands, [None] * unrolls(program), one)[1])
 

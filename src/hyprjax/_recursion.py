@@ -36,12 +36,12 @@ class Row(NamedTuple):
 
     Attributes:
       state: `k` arrays `[*batch, n]`, the row at the start of the segment (`q_0`, or a row of `R_0`).
-      current: `[t, *batch, n]`, the row times `∂s_t/∂I_t` (`δ_t`, or a row of `R_t B_t`).
+      current: for each port `[t, *batch, n]`, the row times `∂s_t/∂I_t` (`δ_t`, or a row of `R_t B_t`).
       neuron: `p` arrays `[*batch, n]`, the row times `∂s_t/∂φ`, summed over the segment.
     """
 
     state: list[Float[Array, "*batch n"]]
-    current: Float[Array, "t *batch n"]
+    current: list[Float[Array, "t *batch n"]]
     neuron: list[Float[Array, "*batch n"]]
 
 
@@ -63,13 +63,13 @@ def pull_back(
     step: Step,
     neuron: Any,
     state: Any,
-    current: Float[Array, "t *batch n"],
+    current: Any,
     reset: Bool[Array, "t *batch"] | None,
-    zeta: Float[Array, "t *batch n"],
+    zeta: Any,
     *,
     propagate: bool,
     chunks: int = 1,
-    w_rec: Float[Array, "n n"] | None = None,
+    w_rec: Sequence[Float[Array, "n n"] | None] | None = None,
     end: tuple[list[Array], Array] | None = None,
 ) -> Rows:
     """Both recursions, as one reversed `lax.scan` over `t / chunks` steps with the derivatives of `step` taken in it.
@@ -77,15 +77,16 @@ def pull_back(
     Nothing of the local derivatives is ever stored.
 
     Args:
-      step: `(neuron, state, current, reset) -> (state, output)`.
+      step: `(neuron, state, current, reset) -> (state, output)`; with `w_rec` the output is a pair of what goes up and
+        of what `w_rec` carries back.
       neuron: pytree of `[n]` arrays.
       state: pytree of `[t, *batch, n]` arrays, the state before each step.
-      current: `I_t`.
+      current: `I_t`, a pytree with a leaf for each port.
       reset: where the state before step t was put to rest, or None.
-      zeta: the loss gradient of each output, `ζ_t`.
+      zeta: the loss gradient of what goes up, `ζ_t`, a pytree.
       propagate: whether the rows of `R` are wanted.
       chunks: pulled back in parallel; a divisor of `t`, and 1 with `w_rec`.
-      w_rec: given, the explicit recurrence inside the segment is kept: `ζ_{t-1} += δ_t W_recᵀ`.
+      w_rec: given, of each port, the explicit recurrence inside the segment is kept: `ζ_{t-1} += δ_t W_recᵀ`.
       end: the loss gradient of the last state, in the place of zeros for `q_λ`, and of the last output beside `ζ_λ`.
 
     Returns:
@@ -102,11 +103,12 @@ def pull_back(
 
 
 def _pull_chunks(
-    step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Array | None, end: tuple[list[Array], Array] | None
+    step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Any, end: tuple[list[Array], Array] | None
 ) -> tuple[list[Row], Array]:
     """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
     state, current, _, _ = segment
-    tree, zeros = jax.tree.structure(state), _sharding.zeros_like(current[:, 0])
+    tree, steps = jax.tree.structure(state), jax.tree.leaves(current)[0]
+    zeros = _sharding.zeros_like(steps[:, 0])
     k = tree.num_leaves
     q, of_output = ([zeros] * k, zeros) if end is None else jax.tree.map(partial(_in_the_last, zeros), end)
     starts = [q, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
@@ -118,7 +120,8 @@ def _pull_chunks(
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
         pull = jax.lax.optimization_barrier(pull)  # otherwise every row evaluates the surrogate derivative for itself
         signal, *propagation = rows
-        pulled = [pull((signal, zeta)), *[pull((row, _sharding.zeros_like(zeta))) for row in propagation]]
+        silent = jax.tree.map(_sharding.zeros_like, zeta)
+        pulled = [pull((signal, zeta)), *[pull((row, silent)) for row in propagation]]
         return tuple(list(parts) for parts in zip(*pulled, strict=True))
 
     for _ in range(zeros.ndim - 1):
@@ -129,19 +132,21 @@ def _pull_chunks(
         state, current, reset, zeta = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), segment
         )
-        of_step, rows, deltas = pull_one(rows, state, current, reset, zeta + feedback)
+        of_step, rows, deltas = pull_one(rows, state, current, reset, zeta if w_rec is None else (zeta, feedback))
+        deltas = list(map(jax.tree.leaves, deltas))
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
-        feedback = zeros
         if w_rec is not None:
-            like = _sharding.over(zeta, *_sharding.spec(zeta))
-            feedback = jnp.matmul(deltas[0], w_rec.T, out_sharding=like)
+            like = _sharding.over(zeros, *_sharding.spec(zeros))
+            recurrent = [(delta, w) for delta, w in zip(deltas[0], w_rec, strict=True) if w is not None]
+            back = [jnp.matmul(delta, w.T, out_sharding=like) for delta, w in recurrent]
+            feedback = sum(back[1:], back[0])
             feedback = feedback if reset is None else _sharding.where(reset, 0, feedback)
         return (rows, of_neuron, feedback), deltas
 
-    times = jnp.arange(current.shape[1])
+    times = jnp.arange(steps.shape[1])
     (rows, of_neuron, feedback), deltas = jax.lax.scan(pull, (rows, of_neuron, of_output), times, reverse=True)
     pulled = [
-        Row(jax.tree.leaves(row), jnp.moveaxis(delta, 1, 0), jax.tree.leaves(neuron))
+        Row(jax.tree.leaves(row), [jnp.moveaxis(of_port, 1, 0) for of_port in delta], jax.tree.leaves(neuron))
         for row, neuron, delta in zip(rows, of_neuron, deltas, strict=True)
     ]
     return pulled, feedback
@@ -167,11 +172,13 @@ def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
     starts, ends = jax.lax.scan(enter_chunk_before, ends, chunks, reverse=True)
 
     def whole(start, end, own):
-        current = dot([e[:, None] for e in end], [unit.current for unit in units])
+        current = through([e[:, None] for e in end], [unit.current for unit in units])
         neuron = through(end, [unit.neuron for unit in units])
         if own:
-            current, neuron = current + own.current, list(map(operator.add, neuron, own.neuron))
-        return Row(start, jax.lax.collapse(current, 0, 2), [part.sum(0) for part in neuron])
+            current, neuron = (
+                list(map(operator.add, *both)) for both in ((current, own.current), (neuron, own.neuron))
+            )
+        return Row(start, [jax.lax.collapse(x, 0, 2) for x in current], [part.sum(0) for part in neuron])
 
     owns = [signal, *[None] * (len(starts) - 1)]
     return [whole(*row) for row in zip(starts, ends, owns, strict=True)]

@@ -14,7 +14,8 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _hypr, _program, _segment, _sequence
+from hyprjax import _check, _hypr, _ports, _program, _segment, _sequence
+from hyprjax._cell import emit
 from hyprjax._program import Program
 from hyprjax._segment import Options
 from hyprjax._sequence import Call, Plan
@@ -319,14 +320,19 @@ def _observe(program: Program, operands: Sequence[Array]) -> tuple[list[Array], 
         start = _segment.rest(cell, params, inputs, None)
         outputs, state, _, _ = _segment.run(cell, params, inputs, start.state, start.output, resets)
         # A readout above silent neurons has zeros only, too; driven hard it shows that they are no spikes.
-        _, driven_hard = cell.step(params["neuron"], start.state, jnp.full_like(start.output, 1e3))
+        hard = _ports.join(cell, [jnp.full_like(start.output, 1e3)] * len(_ports.names(cell)))
+        driven_hard, _ = emit(cell, cell.step(params["neuron"], start.state, hard)[1])
         binary = lambda z: jnp.all((z == 0) | (z == 1) | jnp.isnan(z))  # noqa: E731
+        # Of an output of several parts the one that is spikes counts, or else the first.
+        parts = list(zip(jax.tree.leaves(outputs), jax.tree.leaves(driven_hard), strict=True))
+        spiking = jnp.stack([binary(part) & binary(hard) for part, hard in parts])
+        active = jnp.stack([(part != 0).mean(range(part.ndim - 1)) for part, _ in parts])
         return outputs, _Seen(
-            of=_Of(cell.name, outputs.shape),
-            active=(outputs != 0).mean(range(outputs.ndim - 1)),
-            spiking=binary(outputs) & binary(driven_hard),
+            of=_Of(cell.name, parts[0][0].shape),
+            active=active[jnp.argmax(spiking)],
+            spiking=spiking.any(),
             finite=jax.tree.reduce(lambda finite, x: finite & jnp.isfinite(x).all(), (outputs, state), jnp.array(True)),
-            driven=jnp.any(inputs != 0),
+            driven=jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(inputs)]).any(),
         )
 
     results, seen = _program.run(program, operands, [None] * _program.unrolls(program), one)

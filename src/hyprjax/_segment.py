@@ -26,22 +26,26 @@ Exact gradients need the same parts and no traces (`Options.exact`, for `_bptt`)
 last state, `ζ_λ` has that of the last output in it, the recurrence `ζ_{t-1} += δ_t W_recᵀ` is kept, and `q_0` and the
 cotangent of the output before the segment go to the segment before. One GEMM per segment gives `dW`, where a scan that
 JAX differentiates adds up an outer product at each step.
+
+A cell may have several currents, each with its own `p`, `W`, `B` and `δ` (`_ports`), and an output of several parts: ζ
+is a pytree then, and what `W_rec` carries back is what the cell says (`Cell.feedback`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _factored, _recursion, _sharding
-from hyprjax._cell import Cell, Params, State
+from hyprjax import _factored, _ports, _recursion, _sharding
+from hyprjax._cell import Cell, Current, Output, Params, State, emit
 from hyprjax._factored import Factors
+from hyprjax._ports import Synapses
 from hyprjax._recursion import dot
 
 
@@ -50,11 +54,12 @@ class Traces(NamedTuple):
 
     Attributes:
       synapses: `∂s/∂W` as `k` arrays `[*batch, P, n]`, the rows of `P` in the order inputs, recurrent, bias, then
-        zeros to a multiple of 8; kept in `Options.trace_dtype`. With `Options.trace_rank`, `k` `Factors`.
+        zeros to a multiple of 8; kept in `Options.trace_dtype`. With `Options.trace_rank`, `k` `Factors`. Of a cell
+        with ports a dict of such by port.
       neuron: `∂s/∂φ` as `k` lists of `p` arrays `[*batch, n]`.
     """
 
-    synapses: list[Float[Array, "*batch P n"]] | list[Factors]
+    synapses: list[Float[Array, "*batch P n"]] | list[Factors] | dict[str, Any]
     neuron: list[list[Float[Array, "*batch n"]]]
 
 
@@ -85,7 +90,7 @@ class Carry(NamedTuple):
 
     Attributes:
       state: the neurons' state, a pytree of `[*batch, n]` arrays.
-      output: the last output `[*batch, n]`, what `w_rec` carries back.
+      output: the last output `[*batch, n]`, as far as `w_rec` carries it back.
       traces: the eligibility traces; None in a stream that does not learn.
     """
 
@@ -95,37 +100,54 @@ class Carry(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a step leaves behind for the P-stage: the state before it and its synaptic current."""
+    """What a step leaves behind for the P-stage.
+
+    Attributes:
+      state: before the step.
+      current: the synaptic currents.
+      output: what `w_rec` carries back; None if that is what `unroll` returns.
+    """
 
     state: State
-    current: Float[Array, "t *batch n"]
+    current: Current
+    output: Float[Array, "t *batch n"] | None
 
 
-def rest(cell: Cell, params: Params, inputs: Float[Array, "t *batch m"], options: Options | None) -> Carry:
+def rest(cell: Cell, params: Params, inputs: PyTree[Float[Array, "t *batch _"]], options: Options | None) -> Carry:
     """The carry before any input; without traces if `options` is None."""
-    batch_shape, dtype, n = inputs.shape[1:-1], inputs.dtype, params["w_in"].shape[-1]
-    place = _placement(params, inputs)
+    w, x = _any(params["w_in"]), _any(inputs)
+    batch_shape, dtype, n = x.shape[1:-1], x.dtype, w.shape[-1]
+    place = _placement(w, x)
     rest_of = lambda neuron: jax.tree.map(place, cell.rest(neuron, batch_shape, dtype))  # noqa: E731
     state, output = rest_of(params["neuron"]), place(jnp.zeros((*batch_shape, n), dtype))
     if options is None or options.exact:
         return Carry(state, output, None)
-    rows = inputs.shape[-1] + ("w_rec" in params) * n + ("bias" in params)
-    rows, rank = rows + _filling(rows), options.trace_rank
     zeros = lambda *shape: jnp.zeros((*batch_shape, *shape), options.trace_dtype or dtype)  # noqa: E731
-    factors = lambda: Factors(place(zeros(rank, rows), None), place(zeros(rank, n)))  # noqa: E731
-    synapses: list[Any] = [factors() if rank else place(zeros(rows, n)) for _ in jax.tree.leaves(state)]
+
+    def no_trace(rows):
+        if rank := options.trace_rank:
+            return Factors(place(zeros(rank, rows), None), place(zeros(rank, n)))
+        return place(zeros(rows, n))
+
+    variables = jax.tree.leaves(state)
+    by_port = [[no_trace(port.rows + _filling(port.rows)) for _ in variables] for port in _ports.split(cell, params, x)]
     # No input has arrived, but the rest state itself may owe something to φ.
     phi, tree = jax.tree.flatten(params["neuron"])
     one_of_phi = lambda i: tree.unflatten([jnp.full_like(p, i == j) for j, p in enumerate(phi)])  # noqa: E731
     columns = [jax.jvp(rest_of, (params["neuron"],), (one_of_phi(i),))[1] for i in range(len(phi))]
-    of_phi = [[jax.tree.leaves(column)[c] for column in columns] for c in range(len(synapses))]
-    return Carry(state, output, Traces(synapses, of_phi))
+    of_phi = [[jax.tree.leaves(column)[c] for column in columns] for c in range(len(variables))]
+    return Carry(state, output, Traces(_ports.join(cell, by_port), of_phi))
 
 
-def _placement(params: Params, inputs: Array) -> Callable[..., Array]:
+def _any(tree: PyTree) -> Array:
+    """One of the arrays; what is asked of it is the same for all ports."""
+    return jax.tree.leaves(tree)[0]
+
+
+def _placement(w_in: Array, inputs: Array) -> Callable[..., Array]:
     """How to place an array `[*batch, ..., n]`: the batch as that of the inputs, the neurons as those of `w_in`."""
-    (*_, neurons), (_, *batch, _) = _sharding.spec(params["w_in"]), _sharding.spec(inputs)
-    like = max(inputs, params["w_in"], key=_sharding.on_mesh)
+    (*_, neurons), (_, *batch, _) = _sharding.spec(w_in), _sharding.spec(inputs)
+    like = max(inputs, w_in, key=_sharding.on_mesh)
 
     def place(x: Array, last: Any = neurons) -> Array:
         return _sharding.place(x, like, *batch, *[None] * (x.ndim - len(batch) - 1), last)
@@ -138,43 +160,72 @@ def _filling(rows: int) -> int:
     return -rows % 8
 
 
-def step_with_reset(cell: Cell, neuron: Any, state: State, current: Array, reset: Array | None) -> tuple[State, Array]:
-    """`cell.step`, from rest instead of from `state` where `reset` is True."""
+def structure(cell: Cell, params: Params, inputs: PyTree) -> Any:
+    """Of what `unroll` returns."""
+    like, names = jax.ShapeDtypeStruct(_any(params["w_in"]).shape[-1:], _any(inputs).dtype), _ports.names(cell)
+    return _structure(cell, jax.tree.structure(params["neuron"]), like, names)
+
+
+@lru_cache(maxsize=256)
+def _structure(cell: Cell, neuron: Any, like: Any, names: tuple[Any, ...]) -> Any:
+    def outputs(neuron):
+        current = _ports.join(cell, [jnp.zeros(like.shape, like.dtype)] * len(names))
+        return emit(cell, cell.step(neuron, cell.rest(neuron, (), like.dtype), current)[1])[0]
+
+    return jax.tree.structure(jax.eval_shape(outputs, neuron.unflatten([like] * neuron.num_leaves)))
+
+
+def step_with_reset(
+    cell: Cell, neuron: Any, state: State, current: Current, reset: Array | None
+) -> tuple[State, tuple[Output, Output]]:
+    """`cell.step`, from rest instead of from `state` where `reset` is True.
+
+    Returns:
+      The next state, what goes up, and what `w_rec` carries back.
+    """
     if reset is not None:
-        rest = cell.rest(neuron, reset.shape, current.dtype)
+        rest = cell.rest(neuron, reset.shape, _any(current).dtype)
         state = jax.tree.map(partial(_sharding.where, reset), rest, state)
-    return _sharding.vary(cell.step(neuron, state, current), current)
+    state, output = cell.step(neuron, state, current)
+    return _sharding.vary((state, emit(cell, output)), current)
 
 
 def run(
     cell: Cell,
     params: Params,
-    inputs: Float[Array, "t *batch m"],
+    inputs: PyTree[Float[Array, "t *batch _"]],
     state: State,
     output: Float[Array, "*batch n"],
     reset: Bool[Array, "t *batch"] | None,
     *,
     keep_past: bool = False,
-) -> tuple[Float[Array, "t *batch n"], State, Float[Array, "*batch n"], Past | None]:
+) -> tuple[PyTree[Float[Array, "t *batch n"]], State, Float[Array, "*batch n"], Past | None]:
     """The S-stage: steps the layer through `inputs`.
 
     Returns:
-      All outputs, the last state, the last output, and, with `keep_past`, the `Past` of every step.
+      All outputs, the last state, the last output as far as `w_rec` carries it back, and, with `keep_past`, the `Past`
+      of every step.
     """
-    feedforward = _sharding.gather(inputs) @ params["w_in"]
-    if "bias" in params:
-        feedforward = feedforward + params["bias"]
+    synapses = _ports.split(cell, params, inputs)
+    recurrent = params.get("w_rec") is not None
+    apart = recurrent and (cell.feedback or cell.sends)
 
     def step(carry, at_t):
         state, output = carry
-        current, reset = at_t
-        if "w_rec" in params:
-            last = output if reset is None else _sharding.where(reset, 0, output)
-            current = current + _sharding.gather(last) @ params["w_rec"]
-        next_state, output = step_with_reset(cell, params["neuron"], state, current, reset)
-        return (next_state, output), (output, Past(state, current) if keep_past else None)
+        currents, reset = at_t
+        if recurrent:
+            last = _sharding.gather(output if reset is None else _sharding.where(reset, 0, output))
+            of_last = [None if port.w_rec is None else last @ port.w_rec for port in synapses]
+            currents = [x if z is None else x + z for x, z in zip(currents, of_last, strict=True)]
+        current = _ports.join(cell, currents)
+        next_state, (up, back) = step_with_reset(cell, params["neuron"], state, current, reset)
+        last = output if back is None else back
+        return (next_state, last), (up, Past(state, current, back if apart else None) if keep_past else None)
 
-    (state, output), (outputs, past) = jax.lax.scan(step, (state, output), (feedforward, reset))
+    from_inputs = [None if port.w_in is None else _sharding.gather(port.inputs) @ port.w_in for port in synapses]
+    currents = [_sharding.zeros_like(_any(from_inputs)) if x is None else x for x in from_inputs]
+    currents = [x if port.bias is None else x + port.bias for x, port in zip(currents, synapses, strict=True)]
+    (state, output), (outputs, past) = jax.lax.scan(step, (state, output), (currents, reset))
     return outputs, state, output, past
 
 
@@ -183,10 +234,10 @@ def segment(
     cell: Cell,
     options: Options,
     params: Params,
-    inputs: Float[Array, "t *batch m"],
+    inputs: PyTree[Float[Array, "t *batch _"]],
     carry: Carry,
     reset: Bool[Array, "t *batch"] | None,
-) -> tuple[Float[Array, "t *batch n"], Carry, Float[Array, ""]]:
+) -> tuple[PyTree[Float[Array, "t *batch n"]], Carry, Float[Array, ""]]:
     """One layer over one segment; differentiating it is HYPR.
 
     Args:
@@ -207,7 +258,7 @@ def segment(
 
 def _token(outputs):
     """A zero that depends on the outputs, so that it has the axes of a `jax.vmap` which they have."""
-    return 0 * outputs.sum()
+    return 0 * _any(outputs).sum()
 
 
 def _s_stage(cell, options, params, inputs, carry, reset):
@@ -216,25 +267,30 @@ def _s_stage(cell, options, params, inputs, carry, reset):
     return primal, (params, inputs, carry.output, carry.traces, reset, outputs, past)
 
 
-def _presynaptic(params, inputs, output, outputs, reset):
-    """`p_t = [x_t, z_{t-1}, 1, 0, ...]`, as far as the layer has recurrent weights and a bias."""
-    parts = [_sharding.gather(inputs)]
-    if "w_rec" in params:
-        last = jnp.concatenate([output[None], outputs[:-1]])
-        parts.append(_sharding.gather(last if reset is None else _sharding.where(reset, 0, last)))
-    if "bias" in params:
-        parts.append(_sharding.zeros_like(parts[0][..., :1]) + 1)
-    filling = _filling(sum(part.shape[-1] for part in parts))
-    zeros = jnp.broadcast_to(_sharding.zeros_like(parts[0][..., :1]), (*inputs.shape[:-1], filling))
-    return jnp.concatenate([*parts, zeros], axis=-1)
+def _presynaptic(port: Synapses, last, one):
+    """`p_t = [x_t, z_{t-1}, 1, 0, ...]`, as far as the port has inputs, recurrent weights and a bias."""
+    parts = [] if port.w_in is None else [_sharding.gather(port.inputs)]
+    if port.w_rec is not None:
+        parts.append(last)
+    if port.bias is not None:
+        parts.append(one)
+    filling = jnp.broadcast_to(0 * one, (*one.shape[:-1], _filling(port.rows)))
+    return jnp.concatenate([*parts, filling], axis=-1)
 
 
-def _split(dW, params):
-    """The rows of `dW` as the gradients of `w_in`, `w_rec` and `bias`."""
-    names = [name for name in ("w_in", "w_rec", "bias") if name in params]
-    sizes = [params[name].size // dW.shape[1] for name in names]
-    parts = jax.lax.split(dW, [*sizes, len(dW) - sum(sizes)])
-    return {name: part.reshape(params[name].shape) for name, part in zip(names, parts, strict=False)}
+def _last_outputs(output, outputs, reset):
+    """`z_{t-1}`."""
+    last = jnp.concatenate([output[None], outputs[:-1]])
+    return _sharding.gather(last if reset is None else _sharding.where(reset, 0, last))
+
+
+def _split(dW, port: Synapses, of_inputs):
+    """The gradients of a port from the rows of `dW` and that of its inputs."""
+    weights = [w for w in port[1:] if w is not None]
+    sizes = [w.size // dW.shape[1] for w in weights]
+    parts = iter(jax.lax.split(dW, [*sizes, len(dW) - sum(sizes)]))
+    of_weights = [None if w is None else next(parts).reshape(w.shape) for w in port[1:]]
+    return Synapses(None if port.w_in is None else of_inputs, *of_weights)
 
 
 def _contract(q, synapses):
@@ -266,36 +322,34 @@ def _forget(traces, cleared):
     return jax.tree.map(lambda trace: _sharding.where(cleared, 0, trace), traces)
 
 
-def _next_traces(p, propagation, traces, first):
-    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)`.
+def _next_synapses(p, R, currents, synapses, first):
+    """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)` of one port, from the rows of `R_0` and of `R B`.
 
     The rows of `R B` stand side by side, for one GEMM per batch element; not on a mesh, where neurons may be sharded.
     """
-    neuron = [_through(row.state, traces.neuron, row.neuron) for row in propagation]
-    if isinstance(traces.synapses[0], Factors):
-        return Traces(_next_factors(p, propagation, traces.synapses), neuron)
+    if isinstance(synapses[0], Factors):
+        return _next_factors(p, R, currents, synapses)
     outer = lambda RB: jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(RB, 0, -2))  # noqa: E731
-    currents = [row.current for row in propagation]
     if _sharding.on_mesh(p):
         added = map(outer, currents)
     else:
         added = jnp.split(outer(jnp.concatenate(currents, axis=-1)), len(currents), axis=-1)
-    synapses = []
-    for row, trace in zip(propagation, added, strict=True):
+    traces = []
+    for row, trace in zip(R, added, strict=True):
         if not first:
-            trace += dot([R[..., None, :] for R in row.state], traces.synapses)
-        synapses.append(trace.astype(traces.synapses[0].dtype))
-    return Traces(synapses, neuron)
+            trace += dot([of_variable[..., None, :] for of_variable in row], synapses)
+        traces.append(trace.astype(synapses[0].dtype))
+    return traces
 
 
-def _next_factors(p, propagation, factors):
+def _next_factors(p, R, currents, factors):
     """The same with traces of low rank: the incoming ones are more rows beside those of the segment."""
     rank, dtype = factors[0].pre.shape[-2], factors[0].pre.dtype
     A = jnp.concatenate([jnp.moveaxis(p, 0, -2), *[f.pre.astype(p.dtype) for f in factors]], axis=-2)
     kept = []
-    for row in propagation:
-        through = [R[..., None, :] * f.post for R, f in zip(row.state, factors, strict=True)]
-        C = jnp.concatenate([jnp.moveaxis(row.current, 0, -2), *through], axis=-2)
+    for row, current in zip(R, currents, strict=True):
+        through = [of_variable[..., None, :] * f.post for of_variable, f in zip(row, factors, strict=True)]
+        C = jnp.concatenate([jnp.moveaxis(current, 0, -2), *through], axis=-2)
         kept.append(jax.tree.map(lambda x: x.astype(dtype), _factored.compress(A, C, rank)))
     return kept
 
@@ -303,43 +357,65 @@ def _next_factors(p, propagation, factors):
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
     zeta, after, _ = cotangents
-    neuron, w_rec = params["neuron"], params.get("w_rec")
+    neuron, ports = params["neuron"], _ports.split(cell, params, inputs)
+    recurrent = params.get("w_rec") is not None
+    explicit = (options.exact or options.recurrent_credit == "segment") and recurrent
+    steps = _any(past.current)
 
-    explicit = (options.exact or options.recurrent_credit == "segment") and w_rec is not None
+    def step(*args):
+        state, (up, back) = step_with_reset(cell, *args)
+        return state, (up, back) if explicit else up
+
     signal, propagation, feedback = _recursion.pull_back(
-        partial(step_with_reset, cell),
+        step,
         neuron,
         past.state,
         past.current,
         reset,
         zeta,
         propagate=not (options.last or options.exact),
-        chunks=1 if explicit else _recursion.chunks(options.scan, len(zeta), math.prod(zeta.shape[1:])),
-        w_rec=w_rec if explicit else None,
+        chunks=1 if explicit else _recursion.chunks(options.scan, len(steps), math.prod(steps.shape[1:])),
+        w_rec=[port.w_rec for port in ports] if explicit else None,
         end=(jax.tree.leaves(after.state), after.output) if options.exact else None,
     )
 
-    p = _presynaptic(params, inputs, output, outputs, reset)
-    time_and_batch = tuple(range(p.ndim - 1))
-    of_neurons = _sharding.over(p, None, _sharding.spec(params["w_in"])[-1])
-    dW = jnp.tensordot(p, signal.current, axes=(time_and_batch, time_and_batch), out_sharding=of_neurons)
+    last = _last_outputs(output, outputs if past.output is None else past.output, reset) if recurrent else None
+    one = _sharding.zeros_like(_sharding.gather(steps)[..., :1]) + 1
+    presynaptic = [_presynaptic(port, last, one) for port in ports]
+    time_and_batch = tuple(range(steps.ndim - 1))
+    of_neurons = _sharding.over(one, None, _sharding.spec(_any(params["w_in"]))[-1])
     of_phi = signal.neuron
+    at_start = None
     if not options.exact:
         at_start = _forget(traces, None if reset is None else reset[0])
         of_phi = _through(signal.state, at_start.neuron, of_phi)
-        if not options.first:
-            dW += _contract(signal.state, at_start.synapses)
     d_neuron = [of.sum(time_and_batch[:-1]) for of in of_phi]
 
-    d_params = _split(dW, params) | {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
-    d_inputs = jnp.matmul(signal.current, params["w_in"].T, out_sharding=_sharding.over(p, *_sharding.spec(inputs)))
+    def of_port(i, port):
+        dW = jnp.tensordot(presynaptic[i], signal.current[i], (time_and_batch, time_and_batch), out_sharding=of_neurons)
+        if at_start is not None and not options.first:
+            dW += _contract(signal.state, _ports.apart(cell, at_start.synapses)[i])
+        of_inputs = None
+        if port.w_in is not None:
+            like = _sharding.over(one, *_sharding.spec(port.inputs))
+            of_inputs = jnp.matmul(signal.current[i], port.w_in.T, out_sharding=like)
+        return _split(dW, port, of_inputs)
+
+    d_params, d_inputs = _ports.gradients(cell, params, inputs, list(map(of_port, range(len(ports)), ports)))
+    d_params |= {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
     if options.exact:
         before = Carry(jax.tree.unflatten(jax.tree.structure(past.state), signal.state), feedback, None)
         return d_params, d_inputs, before, None
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))
-        next_traces = _next_traces(p, propagation, kept, options.first)
+        R = [row.state for row in propagation]
+        synapses = [
+            _next_synapses(p, R, [row.current[i] for row in propagation], of_port, options.first)
+            for i, (p, of_port) in enumerate(zip(presynaptic, _ports.apart(cell, kept.synapses), strict=True))
+        ]
+        of_neuron = [_through(row.state, kept.neuron, row.neuron) for row in propagation]
+        next_traces = Traces(_ports.join(cell, synapses), of_neuron)
     no_cotangent: Any = None  # rather than arrays of zeros
     return d_params, d_inputs, Carry(no_cotangent, no_cotangent, next_traces), None
 

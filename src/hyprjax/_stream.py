@@ -18,10 +18,10 @@ from hyprjax._segment import Carry
 def unroll(
     cell: Cell,
     params: Params,
-    inputs: Float[Array, "t *batch n_in"],
+    inputs: PyTree[Float[Array, "t *batch _"]],
     *,
     resets: Bool[Array, "t *batch"] | None = None,
-) -> Float[Array, "t *batch n_out"]:
+) -> PyTree[Float[Array, "t *batch n_out"]]:
     """Runs one layer of neurons over a sequence.
 
     Plainly, this is a `lax.scan` from rest, and `jax.grad` of it is backpropagation through time:
@@ -43,11 +43,12 @@ def unroll(
     Args:
       cell: the neuron model.
       params: the layer's parameters as `init_layer` makes them; `w_rec` and `bias` are optional.
-      inputs: inputs, time first, any number of batch axes; bool and int spikes are converted.
+      inputs: inputs, time first, any number of batch axes; bool and int spikes are converted. Of a cell with ports one
+        array for all of them or a dict of one for each that has `w_in`.
       resets: True at t puts state, last output and traces back to rest before step t.
 
     Returns:
-      The neurons' outputs, time first.
+      The neurons' outputs, time first: an array, or the pytree that the cell has as its output.
 
     Raises:
       ValueError: shapes that do not fit, an empty sequence, a `step` that changes the state's shape.

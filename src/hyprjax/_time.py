@@ -58,9 +58,10 @@ def check(
 
     def on_unroll(eqn, values):
         tree, ensemble = eqn.params["tree"], eqn.params["ensemble"]
-        _, inputs, resets = jax.tree.unflatten(tree, range(tree.num_leaves))
+        _, *signals = jax.tree.unflatten(tree, range(tree.num_leaves))
+        signals = jax.tree.leaves(signals)
         for i, value in enumerate(values):
-            time = i in (inputs, resets) and value.axis == sum(level[i] for level in ensemble)
+            time = i in signals and value.axis == sum(level[i] for level in ensemble)
             if value.kind == "bad":
                 raise ValueError(_message(name, "what enters unroll", value.reason))
             if value.kind == "sum":
@@ -69,7 +70,7 @@ def check(
             if value.kind == "place" and time:
                 reason = f"it depends on the place of a step in its segment{analysis.place(eqn)}"
                 raise ValueError(_message(name, "what enters unroll", reason))
-            if value.kind == "along" and i in (inputs, resets) and not time:
+            if value.kind == "along" and i in signals and not time:
                 raise ValueError(
                     f"{name}: unroll runs along axis 0 of its inputs, but time is axis {value.axis} "
                     f"there{analysis.place(eqn)}; move time to the front with jnp.moveaxis, or vmap over the batch"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 from matplotlib.axes import Axes
 
-from hyprjax import _check, _segment
+from hyprjax import _check, _ports, _segment
 from hyprjax._cell import Cell, Params
 from hyprjax._hypr import hypr_stream
 from hyprjax._stream import unroll
@@ -96,7 +96,7 @@ def membrane(
     """
     ax, label = _axes(ax), _time("membrane", dt)
     params, signal, _ = _check.layer(cell, params, _matrix("membrane", "inputs", inputs, "t, n_in"), None)
-    n = params["w_in"].shape[1]
+    n = jax.tree.leaves(params["w_in"])[0].shape[1]
     indices = [_neuron("membrane", neuron, n) for neuron in np.atleast_1d(neurons)]
     rest = _segment.rest(cell, params, signal, None)
     outputs, last, _, past = _segment.run(cell, params, signal, rest.state, rest.output, None, keep_past=True)
@@ -117,7 +117,7 @@ def membrane(
                 step = np.flatnonzero(~np.isfinite(line))[0]
                 warnings.warn(f"membrane: {what}, is {line[step]} at step {step}; it cannot be drawn", stacklevel=2)
             lines += ax.plot(times, line, **_style(_points(line), lw=1, label=what))
-        spikes = times[np.asarray(outputs)[:, neuron] == 1]
+        spikes = times[np.asarray(jax.tree.leaves(outputs)[0])[:, neuron] == 1]
         top = ax.get_xaxis_transform()
         style = _style({}, s=30, marker="|", color=lines[-1].get_color(), transform=top, clip_on=False)
         ax.scatter(spikes, np.ones(len(spikes)), **style)
@@ -133,6 +133,7 @@ def eligibility(
     *,
     neuron: int = 0,
     variable: int | str = 0,
+    port: str | None = None,
     dt: float = 1.0,
     ax: Axes | None = None,
     **imshow: Any,
@@ -145,6 +146,7 @@ def eligibility(
       inputs: `[t, n_in]`, one sequence.
       neuron: index of the postsynaptic neuron.
       variable: state variable whose traces are shown, by name or by position in the order of `jax.tree.leaves`.
+      port: of a cell with ports, whose synapses are shown.
       dt: duration of a step; 1 for steps.
       ax: where to draw.
       **imshow: passed to `Axes.imshow`.
@@ -167,21 +169,25 @@ def eligibility(
     """
     ax, label = _axes(ax), _time("eligibility", dt)
     params, signal, _ = _check.layer(cell, params, _matrix("eligibility", "inputs", inputs, "t, n_in"), None)
-    neuron = _neuron("eligibility", neuron, params["w_in"].shape[1])
+    neuron = _neuron("eligibility", neuron, jax.tree.leaves(params["w_in"])[0].shape[1])
+    if port not in _ports.names(cell):
+        raise ValueError(f"eligibility: port must be one of the cell's, {', '.join(cell.ports) or None}, got {port!r}")
     rest = _segment.rest(cell, params, signal, None)
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(rest.state)]
     index = names.index(variable) if variable in names else variable
     if not isinstance(index, int | np.integer) or not -len(names) <= index < len(names):
         raise ValueError(f"eligibility: the state of this cell has no variable {variable!r}; it has {names}")
-    learner: Any = hypr_stream(lambda params, x: unroll(cell, params, x).mean())
+    loss_fn = lambda params, x: jax.tree.leaves(unroll(cell, params, x))[0].mean()  # noqa: E731
+    learner: Any = hypr_stream(loss_fn)
 
     def step(carry: Any, x: Array) -> tuple[Any, Array]:  # segments of one step: the traces after each
         _, carry = learner.value_and_grad(params, carry, x[None])
-        return carry, carry[0].traces.synapses[index][:, neuron]
+        return carry, _ports.onto(port, carry[0].traces.synapses)[index][:, neuron]
 
     _, traces = jax.lax.scan(step, learner.init(params, signal[:1]), signal)
-    n_in = len(params["w_in"])
-    rows = np.asarray(traces).T[: n_in + len(params.get("w_rec", ()))]
+    w_in, w_rec = (_ports.onto(port, params.get(part)) for part in ("w_in", "w_rec"))
+    n_in, n_rec = (0 if w is None else len(w) for w in (w_in, w_rec))
+    rows = np.asarray(traces).T[: n_in + n_rec]
     if not np.isfinite(rows).all():
         step = np.flatnonzero(~np.isfinite(rows).all(0))[0]
         raise ValueError(f"eligibility: the traces of neuron {neuron} are not finite from step {step} on")
@@ -189,7 +195,7 @@ def eligibility(
     extent = (0, len(signal) * dt, -0.5, len(rows) - 0.5)
     style = _style(imshow, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     image = ax.imshow(rows, origin="lower", extent=extent, **style)
-    if "w_rec" in params:
+    if n_rec:
         ax.axhline(n_in - 0.5, color="grey", lw=0.8)
     ax.figure.colorbar(image, ax=ax, label=f"∂{names[index]}/∂w")
     ax.set(xlabel=label, ylabel=f"synapse onto neuron {neuron}")
