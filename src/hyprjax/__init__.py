@@ -16,6 +16,9 @@ from hyprjax._report import check as check
 from hyprjax._sharding import shardings as shardings
 from hyprjax._stream import stream as stream
 from hyprjax._stream import unroll as unroll
+from hyprjax._wiring import delay as delay
+from hyprjax._wiring import scan as scan
+from hyprjax._wiring import step as step
 from hyprjax.cells import alif as alif
 from hyprjax.cells import brf as brf
 from hyprjax.cells import cuba_lif as cuba_lif

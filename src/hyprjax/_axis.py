@@ -221,7 +221,8 @@ _KEEPS = _LINEAR | {"broadcast_in_dim", "reshape", "squeeze", "transpose", "add"
 # --- nested programs ------------------------------------------------------------------------------
 
 _ENTERED = {"jit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr", "remat2": "jaxpr"}
-_ENTERED |= {"custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "scan": "jaxpr", "unroll": ""}
+_ENTERED |= {"custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "scan": "jaxpr"}
+_ENTERED |= {"unroll": "", "hyprjax.scan": "", "hyprjax.delay": ""}
 
 
 @rule("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
@@ -242,6 +243,20 @@ def _open(jaxpr: Any) -> Any:
 def _unroll(analysis, eqn, values):
     analysis.on_unroll(eqn, values)
     return Value("along", len(eqn.params["ensemble"]))
+
+
+@rule("hyprjax.delay")
+def _delay(analysis, eqn, values):
+    analysis.on_unroll(eqn, values)
+    return Value("along")
+
+
+@rule("hyprjax.scan")
+def _scan_along_time(analysis, eqn, values):
+    analysis.on_unroll(eqn, values)
+    carried = eqn.params["carried"]
+    last = Value("bad", reason=f"the last carry of hyprjax.scan is that of a segment{analysis.place(eqn)}")
+    return [last] * carried + [Value("along")] * (len(eqn.outvars) - carried)
 
 
 def scan_lengths(eqn: jec.JaxprEqn) -> tuple[int, int]:

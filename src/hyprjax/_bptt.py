@@ -96,18 +96,19 @@ def _gradients(plan, axes, wanted, operands, carries, cotangents):
         back = _sequence.cut(cotangents, axes, start, plan.steps(last))
         indices, places = _backward.taken(wanted, takes)
 
-        def run(given, carry):
+        def run(given, floating):
+            carry = _with_floating(entering, floating)
             results, carry, _ = _program.evaluate(program, _EXACT, given, carry)
-            return (_backward.present(results, back), carry), None
+            return (_backward.present(results, back), _floating(carry)), None
 
         of_outputs = lambda _: (_backward.present(back, back), leaving)  # noqa: E731
-        _, grads, leaving = _backward.pull_back(run, of_outputs, given, places, entering)
+        _, grads, leaving = _backward.pull_back(run, of_outputs, given, places, _floating(entering))
         total, timed = _backward.collect(wanted, indices, grads, total)
         return (leaving, total), timed
 
     of_full, of_last = carries
     end = of_last if plan.rest else jax.tree.map(lambda leaf: leaf[0], of_full)
-    state = jax.tree.map(_sharding.zeros_like, end), _backward.zeros(wanted, operands)
+    state = list(map(_sharding.zeros_like, _floating(end))), _backward.zeros(wanted, operands)
     last = None
     if plan.rest:
         state, last = segment(state, plan.full * plan.length, True, of_last)
@@ -121,10 +122,24 @@ def _gradients(plan, axes, wanted, operands, carries, cotangents):
     return _backward.spread(plan, wanted, operands, total, pieces, last)
 
 
+def _is_floating(x: Array) -> bool:
+    """Whether a part of the carry is differentiated; counts and keys, which `scan` may carry, are not."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _floating(carry):
+    return [x for x in jax.tree.leaves(carry) if _is_floating(x)]
+
+
+def _with_floating(carry, floating):
+    replaced, (leaves, tree) = iter(floating), jax.tree.flatten(carry)
+    return tree.unflatten([next(replaced) if _is_floating(x) else x for x in leaves])
+
+
 def _of_rest(plan, wanted, operands, cotangent, total):
     """What the state at rest owes to the parameters."""
     program, takes, given = plan.segment(operands, 0, False)
     indices, places = _backward.taken(wanted._replace(timed=()), takes)
-    rest = lambda given, _: (_program.rest(program, None, given), None)  # noqa: E731
+    rest = lambda given, _: (_floating(_program.rest(program, None, given)), None)  # noqa: E731
     _, grads, _ = _backward.pull_back(rest, lambda _: cotangent, given, places, ())
     return _backward.collect(wanted._replace(timed=()), indices, grads, total)[0]

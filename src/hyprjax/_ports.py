@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hyprjax._cell import Cell, Params
@@ -68,13 +67,15 @@ def apart(cell: Cell, joined: Any) -> list[Any]:
     return [onto(port, joined) for port in names(cell)] if cell.ports else [joined]
 
 
-def gradients(cell: Cell, params: Params, inputs: Any, by_port: Sequence[Synapses]) -> tuple[Params, Any]:
-    """The gradients of the parameters and of the inputs from those of each port."""
-    of_params = {
-        part: join(cell, [getattr(port, part) for port in by_port]) for part in PARTS if params.get(part) is not None
-    }
-    of_inputs = [port.inputs for port in by_port]
+def of_params(cell: Cell, params: Params, by_port: Sequence[Synapses]) -> Params:
+    """The gradients of the weights from those of each port."""
+    present = [part for part in PARTS if params.get(part) is not None]
+    return {part: join(cell, [getattr(port, part) for port in by_port]) for part in present}
+
+
+def of_inputs(cell: Cell, inputs: Any, by_port: Sequence[Synapses]) -> Any:
+    """The gradient of the inputs from those of each port."""
     if isinstance(inputs, dict):
-        return of_params, join(cell, of_inputs)
-    given = [of for of in of_inputs if of is not None]
-    return of_params, sum(given[1:], given[0]) if given else jnp.zeros_like(inputs)
+        return join(cell, [port.inputs for port in by_port])
+    given = [port.inputs for port in by_port if port.inputs is not None]
+    return sum(given[1:], given[0])

@@ -6,6 +6,8 @@ in the body of a `lax.scan` over layers. So it does not call the function, it tr
     trace       the function on the shapes of one segment; `unroll` binds `unroll_p`     `Program`
     evaluate    equation by equation, each `unroll` from its carry to the next           `evaluate`
 
+`unroll` is one `Operation`, something that continues from segment to segment; `_wiring` has the others.
+
 Under `jax.vmap` the primitive has a batching rule. A batch of inputs becomes one more batch axis of the same `unroll`,
 so that a vmapped model has the GEMMs of a batched one; a batch of parameters becomes an axis of an ensemble, over
 which the equation is evaluated with `jax.vmap`. What is evaluated must be free of other `unroll`s than those in
@@ -38,6 +40,7 @@ from hyprjax._segment import Carry, Options
 # Whether a transform is tracing its function. A user context is part of jit's cache key, so what was compiled outside
 # of a transform is traced again inside; a constant, so that it is traced once.
 _tracing = jax.make_user_context(default_value=False)
+in_body = jax.make_user_context(default_value=False)  # the same of the body of `hyprjax.scan`
 
 
 def tracing() -> bool:
@@ -49,7 +52,31 @@ for name in ("_program", "_stream", "nnx"):  # the user's line is the one that c
     source_info_util.register_exclusion(str(Path(__file__).with_name(f"{name}.py")))
 
 
-# --- the primitive --------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
+
+
+class Operation(NamedTuple):
+    """How an equation continues from segment to segment. Its parameters come as a dict, its operands as a list.
+
+    Attributes:
+      signals: `params -> indices` of the operands whose leading axis is time.
+      entries: `params -> int`, how many entries of the carry are its own.
+      rest: `(params, operands, options) -> (outputs, entries)` before the first segment; of the outputs only types
+        matter.
+      run: `(params, operands, entries, options) -> (outputs, entries, tokens)`, one segment; tokens as of
+        `_segment.segment`. Without `options`, or exactly, its derivative is the ordinary one.
+    """
+
+    signals: Callable[[Any], Sequence[int]]
+    entries: Callable[[Any], int]
+    rest: Callable[[Any, Sequence[Array], Options | None], tuple[list[Array], list[Carry]]]
+    run: Callable[[Any, Sequence[Array], list[Carry], Options | None], tuple[list[Array], list[Carry], list[Array]]]
+
+
+OPERATIONS: dict[str, Operation] = {}  # by name of the primitive
+
+
+# --- unroll ---------------------------------------------------------------------------------------
 
 unroll_p = jec.Primitive("unroll")
 unroll_p.multiple_results = True
@@ -59,6 +86,10 @@ def unroll(
     cell: Cell, params: Params, inputs: PyTree[Float[Array, "t *batch _"]], resets: Bool[Array, "t *batch"] | None
 ) -> PyTree[Float[Array, "t *batch n"]]:
     """From rest; while a transform traces its function, one equation of the program."""
+    if in_body.value:
+        raise ValueError(
+            "unroll was called in the body of hyprjax.scan; there a layer makes one step at a time, with hyprjax.step"
+        )
     operands, tree = jax.tree.flatten((params, inputs, resets))
     if not tracing():
         return _from_rest(cell, tree, (), *operands)
@@ -66,7 +97,7 @@ def unroll(
     return jax.tree.unflatten(_segment.structure(cell, params, inputs), outputs)
 
 
-def _over_ensemble(fn: Callable[..., Any], ensemble: Sequence[tuple[bool, ...]], *before: int) -> Callable[..., Any]:
+def over_ensemble(fn: Callable[..., Any], ensemble: Sequence[tuple[bool, ...]], *before: int) -> Callable[..., Any]:
     """`fn(*before, *operands)` for every member; each level says which operands differ between its members."""
     for level in reversed(ensemble):
         fn = jax.vmap(fn, in_axes=(*before, *[0 if differs else None for differs in level]))
@@ -80,7 +111,7 @@ def _from_rest(cell: Cell, tree: Any, ensemble: Any, *operands: Array) -> PyTree
         start = _segment.rest(cell, params, inputs, None)
         return _segment.run(cell, params, inputs, start.state, start.output, resets)[0]
 
-    return _over_ensemble(one, ensemble)(*_sharding.vary(operands))
+    return over_ensemble(one, ensemble)(*_sharding.vary(operands))
 
 
 @unroll_p.def_abstract_eval
@@ -88,35 +119,82 @@ def _outputs(*operands, cell, tree, ensemble):
     return jax.make_jaxpr(partial(_from_rest, cell, tree, ensemble))(*operands).out_avals
 
 
-def _batch(operands, dims, *, cell, tree, ensemble):
+def batch_of_layer(primitive, time, operands, dims, *, cell, tree, ensemble):
+    """The batching rule of a layer: of `unroll`, whose signals have one axis of `time`, and of one step, with none."""
     (size,) = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
     of_params = len(jax.tree.leaves(jax.tree.unflatten(tree, operands)[0]))
     if all(d is None for d in dims[:of_params]):
-
-        def behind_time(i, x, dim):
-            axis = sum(level[i] for level in ensemble) + 1
-            if dim is None:
-                x, dim = jnp.broadcast_to(jnp.expand_dims(x, axis), (*x.shape[:axis], size, *x.shape[axis:])), axis
-            return jnp.moveaxis(x, dim, axis)
-
-        signals = [behind_time(i, operands[i], dims[i]) for i in range(of_params, len(operands))]
-        outputs = unroll_p.bind(*operands[:of_params], *signals, cell=cell, tree=tree, ensemble=ensemble)
-        return outputs, [len(ensemble) + 1] * len(outputs)
+        axes = [sum(level[i] for level in ensemble) + time for i in range(len(operands))]
+        signals = [in_batch(operands[i], dims[i], axes[i], size) for i in range(of_params, len(operands))]
+        outputs = primitive.bind(*operands[:of_params], *signals, cell=cell, tree=tree, ensemble=ensemble)
+        return outputs, [len(ensemble) + time] * len(outputs)
     operands = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]
     level = tuple(d is not None for d in dims)
-    outputs = unroll_p.bind(*operands, cell=cell, tree=tree, ensemble=(level, *ensemble))
+    outputs = primitive.bind(*operands, cell=cell, tree=tree, ensemble=(level, *ensemble))
     return outputs, [0] * len(outputs)
 
 
-def _refuse_derivative(primals, tangents, **_):
+def in_batch(x: Array, dim: int | None, axis: int, size: int) -> Array:
+    """A batch of so many `x` along `axis`; `dim` is where it has one already."""
+    if dim is None:
+        return jnp.broadcast_to(jnp.expand_dims(x, axis), (*x.shape[:axis], size, *x.shape[axis:]))
+    return jnp.moveaxis(x, dim, axis)
+
+
+def layer_signals(params: Any) -> list[int]:
+    """Which operands of a layer are inputs and resets."""
+    _, *signals = jax.tree.unflatten(params["tree"], range(params["tree"].num_leaves))
+    return jax.tree.leaves(signals)
+
+
+def for_ensemble(one: Callable[..., Any], params: Any, operands: Sequence[Array], *entering: Any) -> Any:
+    """`one(cell, params, inputs, resets, *entering)` for every member."""
+    cell, tree, ensemble = (params[name] for name in ("cell", "tree", "ensemble"))
+    call = lambda entering, *operands: one(cell, *jax.tree.unflatten(tree, operands), *entering)  # noqa: E731
+    entering, operands = _sharding.vary((entering, operands))
+    return over_ensemble(call, ensemble, 0)(entering, *operands)
+
+
+def _unroll_rest(params, operands, options):
+    def one(cell, layer, inputs, resets):
+        start = _segment.rest(cell, layer, inputs, options)
+        silence = jnp.broadcast_to(start.output, (len(jax.tree.leaves(inputs)[0]), *start.output.shape))
+        structure = _segment.structure(cell, layer, inputs)
+        return [silence] * structure.num_leaves, [start]
+
+    return for_ensemble(one, params, operands)
+
+
+def _unroll_run(params, operands, entries, options):
+    def one(cell, layer, inputs, resets, carry):
+        if options is None:
+            outputs, state, output, _ = _segment.run(cell, layer, inputs, carry.state, carry.output, resets)
+            return jax.tree.leaves(outputs), [Carry(state, output, None)], []
+        outputs, carry, token = _segment.segment(cell, options, layer, inputs, carry, resets)
+        return jax.tree.leaves(outputs), [carry], [token]
+
+    return for_ensemble(one, params, operands, *entries)
+
+
+def _refuse_derivative(name, primals, tangents, **_):
     raise ValueError(
-        "unroll was differentiated (jax.grad, jax.vjp, jax.jvp, ...) inside a function given to a hyprjax transform; "
+        f"{name} was differentiated (jax.grad, jax.vjp, jax.jvp, ...) inside a function given to a hyprjax transform; "
         "the transform, or jax.grad around hj.hypr and hj.bptt, is what differentiates: return the value itself"
     )
 
 
-batching.primitive_batchers[unroll_p] = _batch
-ad.primitive_jvps[unroll_p] = _refuse_derivative
+def operation(primitive: jec.Primitive, made: Operation, batch: Callable[..., Any]) -> None:
+    """Makes a primitive an operation of programs."""
+    OPERATIONS[primitive.name] = made
+    batching.primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = partial(_refuse_derivative, primitive.name)
+
+
+operation(
+    unroll_p,
+    Operation(layer_signals, lambda params: 1, _unroll_rest, _unroll_run),
+    partial(batch_of_layer, unroll_p, 1),
+)
 
 
 # --- tracing --------------------------------------------------------------------------------------
@@ -150,7 +228,7 @@ def trace(name: str, fn: Callable[..., PyTree], operands: Sequence[Any], steps: 
     """The program of `fn(*operands)` on a segment of so many steps, and the arrays that `fn` closes over.
 
     Raises:
-      ValueError: no `unroll` in it, one over other than these steps, or one where it cannot be given a carry; or the
+      ValueError: no operation in it, one over other than these steps, or one where it cannot be given a carry; or the
         transform of this name stands inside of another.
     """
     if tracing():
@@ -171,16 +249,16 @@ def results(program: Program) -> PyTree:
     return jax.tree.unflatten(program.tree, [v.aval for v in program.jaxpr.outvars])
 
 
-def _unrolls(eqn: jec.JaxprEqn) -> int:
-    """How many `unroll` equations are in an equation."""
-    if eqn.primitive is unroll_p:
-        return 1
-    return sum(_unrolls(inner) for jaxpr in jec.jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
+def _entries(eqn: jec.JaxprEqn) -> int:
+    """How many entries of the carry belong to an equation."""
+    if made := OPERATIONS.get(eqn.primitive.name):
+        return made.entries(eqn.params)
+    return sum(_entries(inner) for jaxpr in jec.jaxprs_in_params(eqn.params) for inner in jaxpr.eqns)
 
 
-def unrolls(program: Program) -> int:
+def entries(program: Program) -> int:
     """How many carries a program takes and leaves."""
-    return sum(map(_unrolls, program.jaxpr.eqns))
+    return sum(map(_entries, program.jaxpr.eqns))
 
 
 def _check_unrolls(name: str, jaxpr: jec.Jaxpr, steps: int) -> None:
@@ -189,10 +267,10 @@ def _check_unrolls(name: str, jaxpr: jec.Jaxpr, steps: int) -> None:
     def check(jaxpr):
         found = 0
         for eqn in jaxpr.eqns:
-            if eqn.primitive is unroll_p:
+            if eqn.primitive.name in OPERATIONS:
                 _check_steps(eqn, steps)
                 found += 1
-            elif inside := _unrolls(eqn):
+            elif inside := _entries(eqn):
                 if eqn.primitive.name not in _ENTER:
                     raise ValueError(
                         f"unroll was called under {_shown(eqn)} inside a function given to {name}, which cannot give "
@@ -211,14 +289,14 @@ def _check_unrolls(name: str, jaxpr: jec.Jaxpr, steps: int) -> None:
 
 
 def _check_steps(eqn: jec.JaxprEqn, steps: int) -> None:
-    tree, ensemble = eqn.params["tree"], eqn.params["ensemble"]
-    _, inputs, _ = jax.tree.unflatten(tree, range(tree.num_leaves))
-    first = jax.tree.leaves(inputs)[0]
-    ran = eqn.invars[first].aval.shape[sum(level[first] for level in ensemble)]
+    name, ensemble = eqn.primitive.name, eqn.params.get("ensemble", ())
+    first = OPERATIONS[name].signals(eqn.params)[0]
+    signal: Any = eqn.invars[first].aval
+    ran = signal.shape[sum(level[first] for level in ensemble)]
     if ran != steps:
         raise ValueError(
-            f"unroll ran over {ran} time steps, but the segment it was called on has {steps} "
-            f"({source_info_util.summarize(eqn.source_info)}); every unroll must run over exactly the steps of its "
+            f"{name} ran over {ran} time steps, but the segment it was called on has {steps} "
+            f"({source_info_util.summarize(eqn.source_info)}); every {name} must run over exactly the steps of its "
             "segment. If the data has its batch first, pass time_axis=1; give a layer all steps at once instead of "
             "one after the other; and do not skip, pool or pad steps between layers"
         )
@@ -241,53 +319,74 @@ _REMEDY = {
 
 # --- evaluation -----------------------------------------------------------------------------------
 
-Layer = Callable[[jec.JaxprEqn, list[Array], Any], tuple[PyTree, Any]]
-"""What becomes of an `unroll` equation: its operands and what enters it to its outputs and what leaves it."""
+
+class Evaluation(NamedTuple):
+    """How the equations of a jaxpr are evaluated.
+
+    Attributes:
+      operation: `(equation, operands, entries) -> (outputs, leaving)`, of those with entries of the carry; `leaving` is
+        a list.
+      bind: `(equation, operands) -> outputs`, of all others.
+      remat: whether `jax.checkpoint` does what it does.
+    """
+
+    operation: Callable[[jec.JaxprEqn, list[Any], list[Any]], tuple[list[Any], list[Any]]]
+    bind: Callable[[jec.JaxprEqn, list[Any]], list[Any]]
+    remat: bool = True
 
 
-def _interpret(jaxpr: jec.Jaxpr, operands: Sequence[Array], layer: Layer, entering: list[Any]) -> tuple[list, list]:
-    """The results of a jaxpr (constants first among its operands) and what leaves its `unroll` equations."""
+def bind(eqn: jec.JaxprEqn, operands: list[Any]) -> list[Any]:
+    """An equation as it is."""
+    outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def interpret(
+    jaxpr: jec.Jaxpr, operands: Sequence[Any], how: Evaluation, entering: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """The results of a jaxpr (constants first among its operands) and what leaves its operations."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], operands, strict=True))
     entering, leaving = list(entering), []
     for eqn in jaxpr.eqns:
         ins = [v.val if isinstance(v, jec.Literal) else values[v] for v in eqn.invars]
-        inside = _unrolls(eqn)
+        inside = _entries(eqn)
         name_stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
         with source_info_util.user_context(eqn.source_info.traceback, name_stack=name_stack), eqn.ctx.manager:
             if inside:
-                outs, left = _ENTER[eqn.primitive.name](eqn, ins, layer, entering[:inside])
+                enter = _ENTER.get(eqn.primitive.name, _enter_operation)
+                outs, left = enter(eqn, ins, how, entering[:inside])
                 entering, leaving = entering[inside:], [*leaving, *left]
             else:
-                outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
-                outs = outs if eqn.primitive.multiple_results else [outs]
+                outs = how.bind(eqn, ins)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [v.val if isinstance(v, jec.Literal) else values[v] for v in jaxpr.outvars], leaving
 
 
-def _enter_unroll(eqn, operands, layer, entering):
-    outputs, leaving = layer(eqn, operands, entering[0])
-    return jax.tree.leaves(outputs), [leaving]
+def _enter_operation(eqn, operands, how, entering):
+    return how.operation(eqn, operands, entering)
 
 
-def _enter_jit(eqn, operands, layer, entering):
+def _enter_jit(eqn, operands, how, entering):
     closed = eqn.params["jaxpr"]
-    return _interpret(closed.jaxpr, [*closed.consts, *operands], layer, entering)
+    return interpret(closed.jaxpr, [*closed.consts, *operands], how, entering)
 
 
-def _enter_checkpoint(eqn, operands, layer, entering):
-    inside = lambda operands, entering: _interpret(eqn.params["jaxpr"], operands, layer, entering)  # noqa: E731
+def _enter_checkpoint(eqn, operands, how, entering):
+    inside = lambda operands, entering: interpret(eqn.params["jaxpr"], operands, how, entering)  # noqa: E731
+    if not how.remat:
+        return inside(operands, entering)
     remade = jax.checkpoint(inside, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
     return remade(operands, entering)
 
 
-def _enter_scan(eqn, operands, layer, entering):
+def _enter_scan(eqn, operands, how, entering):
     """A scan over layers: their carries are scanned along."""
     closed, consts, carried = eqn.params["jaxpr"], *scan_lengths(eqn)
     consts, carry, xs = operands[:consts], operands[consts : consts + carried], operands[consts + carried :]
 
     def body(carry, at_layer):
         x, entering = at_layer
-        outs, leaving = _interpret(closed.jaxpr, [*closed.consts, *consts, *carry, *x], layer, entering)
+        outs, leaving = interpret(closed.jaxpr, [*closed.consts, *consts, *carry, *x], how, entering)
         return outs[:carried], (outs[carried:], leaving)
 
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
@@ -296,43 +395,30 @@ def _enter_scan(eqn, operands, layer, entering):
 
 
 _ENTER: dict[str, Callable[..., tuple[list, list]]] = {
-    "unroll": _enter_unroll,
     "jit": _enter_jit,
     "remat2": _enter_checkpoint,
     "checkpoint": _enter_checkpoint,
     "scan": _enter_scan,
 }
 
+Visit = Callable[[str, Any, list[Array], list[Any]], tuple[list[Array], list[Any]]]
+"""What becomes of an operation: its name, parameters, operands and entries to its outputs and a list of what leaves."""
 
-def run(
-    program: Program, operands: Sequence[Array], entering: Sequence[Any], one: Callable[..., tuple[PyTree, Any]]
-) -> tuple[list, list]:
-    """The results of a program and what leaves each `unroll`, in the order of the carry.
 
-    `one(cell, entering, params, inputs, resets) -> (outputs, leaving)` is what an `unroll` does, for every member of
-    its ensemble.
-    """
-
-    def layer(eqn, operands, entering):
-        cell, tree, ensemble = (eqn.params[name] for name in ("cell", "tree", "ensemble"))
-        call = lambda entering, *operands: one(cell, entering, *jax.tree.unflatten(tree, operands))  # noqa: E731
-        entering, operands = _sharding.vary((entering, operands))
-        return _over_ensemble(call, ensemble, 0)(entering, *operands)
-
-    return _interpret(program.jaxpr, operands, layer, list(entering))
+def run(program: Program, operands: Sequence[Array], entering: Sequence[Any], visit: Visit) -> tuple[list, list]:
+    """The results of a program and what leaves each operation, in the order of the carry."""
+    operation = lambda eqn, operands, entering: visit(eqn.primitive.name, eqn.params, operands, entering)  # noqa: E731
+    return interpret(program.jaxpr, operands, Evaluation(operation, bind), list(entering))
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # for the dead code elimination: only what the rest states need is computed
 def rest(program: Program, options: Options | None, operands: Sequence[Array]) -> tuple[Carry, ...]:
     """The carry before the program has run at all; without traces if `options` is None."""
 
-    def one(cell, carry, params, inputs, resets):
-        start = _segment.rest(cell, params, inputs, options)
-        silence = jnp.broadcast_to(start.output, (len(jax.tree.leaves(inputs)[0]), *start.output.shape))
-        structure = _segment.structure(cell, params, inputs)
-        return structure.unflatten([silence] * structure.num_leaves), start
+    def visit(name, params, operands, entering):
+        return OPERATIONS[name].rest(params, operands, options)
 
-    return tuple(run(program, operands, [None] * unrolls(program), one)[1])
+    return tuple(run(program, operands, [None] * entries(program), visit)[1])
 
 
 def evaluate(
@@ -347,20 +433,17 @@ def evaluate(
       carries: what the segment before left.
 
     Returns:
-      The results, the next carry (that of the segment operation without its traces), and a token for each `unroll`
-      (see `_segment.segment`; none without `options`).
+      The results, the next carry (that of the segment operation without its traces), and the tokens (see
+      `_segment.segment`; none without `options`).
     """
 
-    def one(cell, carry, params, inputs, resets):
-        if options is None:
-            outputs, state, output, _ = _segment.run(cell, params, inputs, carry.state, carry.output, resets)
-            return outputs, (Carry(state, output, None), ())
-        result: Any = _segment.segment(cell, options, params, inputs, carry, resets)
-        outputs, carry, token = result
-        return outputs, (carry, token)
+    def visit(name, params, operands, entering):
+        outputs, carries, tokens = OPERATIONS[name].run(params, operands, entering, options)
+        return outputs, [(carry, tokens[i : i + 1]) for i, carry in enumerate(carries)]
 
-    results, leaving = run(program, operands, carries, one)
-    return list(map(jnp.asarray, results)), tuple(carry for carry, _ in leaving), [token for _, token in leaving]
+    results, leaving = run(program, operands, carries, visit)
+    tokens = [token for _, of_entry in leaving for token in of_entry]
+    return list(map(jnp.asarray, results)), tuple(carry for carry, _ in leaving), tokens
 
 
 @lru_cache(maxsize=256)

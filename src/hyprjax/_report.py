@@ -189,7 +189,7 @@ def check(
         kind="loss" if subject.is_loss else "model",
         values={length: float(run[0]) for length, run in runs.items() if subject.is_loss},
         differences={length: _difference(run, whole) for length, run in runs.items()},
-        layers=_layers(program, operands, seen, call.steps),
+        layers=_layers(seen, call.steps),
         prefix=prefix,
         cosines=_cosines(*grads) if gradients else {},
         advice=(),
@@ -300,6 +300,8 @@ def _projection(outputs: PyTree, axes: tuple[int, ...]) -> Array:
 class _Of(NamedTuple):
     cell: str
     shape: tuple[int, ...]
+    traces: int  # bytes, of one member of an ensemble
+    state: int
 
 
 class _Seen(NamedTuple):
@@ -315,8 +317,9 @@ class _Seen(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def _observe(program: Program, operands: Sequence[Array]) -> tuple[list[Array], list[_Seen]]:
     """The results over the whole sequence, and what each `unroll` does."""
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
 
-    def one(cell, _, params, inputs, resets):
+    def one(cell, params, inputs, resets):
         start = _segment.rest(cell, params, inputs, None)
         outputs, state, _, _ = _segment.run(cell, params, inputs, start.state, start.output, resets)
         # A readout above silent neurons has zeros only, too; driven hard it shows that they are no spikes.
@@ -327,24 +330,30 @@ def _observe(program: Program, operands: Sequence[Array]) -> tuple[list[Array], 
         parts = list(zip(jax.tree.leaves(outputs), jax.tree.leaves(driven_hard), strict=True))
         spiking = jnp.stack([binary(part) & binary(hard) for part, hard in parts])
         active = jnp.stack([(part != 0).mean(range(part.ndim - 1)) for part, _ in parts])
-        return outputs, _Seen(
-            of=_Of(cell.name, parts[0][0].shape),
+        learning = jax.eval_shape(partial(_segment.rest, cell, options=Options()), params, inputs)
+        seen = _Seen(
+            of=_Of(cell.name, parts[0][0].shape, size(learning.traces), size(learning.state)),
             active=active[jnp.argmax(spiking)],
             spiking=spiking.any(),
             finite=jax.tree.reduce(lambda finite, x: finite & jnp.isfinite(x).all(), (outputs, state), jnp.array(True)),
             driven=jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(inputs)]).any(),
         )
+        return jax.tree.leaves(outputs), [seen]
 
-    results, seen = _program.run(program, operands, [None] * _program.unrolls(program), one)
+    def visit(name, params, operands, entering):
+        if name == "unroll":
+            return _program.for_ensemble(one, params, operands)
+        made = _program.OPERATIONS[name]
+        return made.run(params, operands, made.rest(params, operands, None)[1], None)[0], []
+
+    results, seen = _program.run(program, operands, [None] * _program.entries(program), visit)
     return list(map(jnp.asarray, results)), seen
 
 
-def _layers(program: Program, operands: Sequence[Array], seen: Sequence[_Seen], steps: int) -> tuple[Layer, ...]:
-    carries = jax.eval_shape(partial(_program.rest, program, Options()), operands)
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
-
-    def layer(one: _Seen, carry: Any) -> Layer:
+def _layers(seen: Sequence[_Seen], steps: int) -> tuple[Layer, ...]:
+    def layer(one: _Seen) -> Layer:
         active = np.asarray(one.active)
+        members = active.size // active.shape[-1]
         counts = float(active.mean()), int((active == 0).sum()), int((active >= 0.95).sum())
         firing: dict[str, Any] = dict(zip(FIRING, counts if one.spiking.all() else (None,) * 3, strict=True))
         return Layer(
@@ -354,11 +363,11 @@ def _layers(program: Program, operands: Sequence[Array], seen: Sequence[_Seen], 
             **firing,
             finite=bool(one.finite.all()),
             driven=bool(one.driven.any()),
-            traces=size(carry.traces),
-            states=steps * size(carry.state),
+            traces=members * one.of.traces,
+            states=members * steps * one.of.state,
         )
 
-    return tuple(map(layer, seen, carries))
+    return tuple(map(layer, seen))
 
 
 @np.errstate(all="ignore")

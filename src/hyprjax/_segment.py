@@ -17,7 +17,7 @@ with `ζ_t = dL/dz_t` from above, the eligibility traces `ε = ∂s/∂W` (along
 only: e-prop's approximation) and local derivatives J, B, D of the state and G, g, h of the output.
 `R_t B_t` is row by row what `δ_t` is for `q`, so `_recursion` pulls `1 + k` rows back the same way.
 
-The segment is one `jax.custom_vjp`. The traces take no part in its forward pass. Its backward pass
+The P-stage is the backward pass of a `jax.custom_vjp`, `replay`, whose forward pass hands on what the S-stage gave. It
 reads the incoming traces and returns the *outgoing traces in the place of their cotangent*: so both
 recursions share one pass over the segment, and the traces of a loss that is never differentiated
 are never computed. `_hypr` picks them up where `jax.vjp` puts them.
@@ -34,12 +34,14 @@ is a pytree then, and what `W_rec` carries back is what the cell says (`Cell.fee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache, partial
+import operator
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, PyTree
 
 from hyprjax import _factored, _ports, _recursion, _sharding
@@ -86,16 +88,16 @@ class Options(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one segment of a layer hands to the next.
+    """What one segment of a layer, or of `scan` or `delay`, hands to the next.
 
     Attributes:
-      state: the neurons' state, a pytree of `[*batch, n]` arrays.
-      output: the last output `[*batch, n]`, as far as `w_rec` carries it back.
-      traces: the eligibility traces; None in a stream that does not learn.
+      state: the neurons' state, a pytree of `[*batch, n]` arrays; the carry of `scan`, the last inputs of `delay`.
+      output: the last output `[*batch, n]`, as far as `w_rec` carries it back; None where there are no neurons.
+      traces: the eligibility traces; None in a stream that does not learn, and where there are no neurons.
     """
 
     state: State
-    output: Float[Array, "*batch n"]
+    output: Any
     traces: Traces | None
 
 
@@ -190,6 +192,31 @@ def step_with_reset(
     return _sharding.vary((state, emit(cell, output)), current)
 
 
+def feed(synapses: Sequence[Synapses]) -> list[Array]:
+    """The currents that inputs and bias make up, for each port."""
+    currents = [None if port.w_in is None else _sharding.gather(port.inputs) @ port.w_in for port in synapses]
+    currents = [_sharding.zeros_like(_any(currents)) if current is None else current for current in currents]
+    return [x if port.bias is None else x + port.bias for x, port in zip(currents, synapses, strict=True)]
+
+
+def advance(
+    cell: Cell, params: Params, state: State, output: Array, currents: Sequence[Array], reset: Array | None
+) -> tuple[State, Array, Output, Past]:
+    """One step from the last state and output, with these currents from inputs and bias.
+
+    Returns:
+      The next state and output, what goes up, and what the step leaves behind.
+    """
+    if recurrent := params.get("w_rec") is not None:
+        last = _sharding.gather(output if reset is None else _sharding.where(reset, 0, output))
+        weights = [_ports.onto(port, params["w_rec"]) for port in _ports.names(cell)]
+        currents = [x if w is None else x + last @ w for x, w in zip(currents, weights, strict=True)]
+    current = _ports.join(cell, currents)
+    next_state, (up, back) = step_with_reset(cell, params["neuron"], state, current, reset)
+    apart = recurrent and (cell.feedback or cell.sends)
+    return next_state, output if back is None else back, up, Past(state, current, back if apart else None)
+
+
 def run(
     cell: Cell,
     params: Params,
@@ -206,30 +233,16 @@ def run(
       All outputs, the last state, the last output as far as `w_rec` carries it back, and, with `keep_past`, the `Past`
       of every step.
     """
-    synapses = _ports.split(cell, params, inputs)
-    recurrent = params.get("w_rec") is not None
-    apart = recurrent and (cell.feedback or cell.sends)
 
     def step(carry, at_t):
-        state, output = carry
-        currents, reset = at_t
-        if recurrent:
-            last = _sharding.gather(output if reset is None else _sharding.where(reset, 0, output))
-            of_last = [None if port.w_rec is None else last @ port.w_rec for port in synapses]
-            currents = [x if z is None else x + z for x, z in zip(currents, of_last, strict=True)]
-        current = _ports.join(cell, currents)
-        next_state, (up, back) = step_with_reset(cell, params["neuron"], state, current, reset)
-        last = output if back is None else back
-        return (next_state, last), (up, Past(state, current, back if apart else None) if keep_past else None)
+        state, output, up, past = advance(cell, params, *carry, *at_t)
+        return (state, output), (up, past if keep_past else None)
 
-    from_inputs = [None if port.w_in is None else _sharding.gather(port.inputs) @ port.w_in for port in synapses]
-    currents = [_sharding.zeros_like(_any(from_inputs)) if x is None else x for x in from_inputs]
-    currents = [x if port.bias is None else x + port.bias for x, port in zip(currents, synapses, strict=True)]
+    currents = feed(_ports.split(cell, params, inputs))
     (state, output), (outputs, past) = jax.lax.scan(step, (state, output), (currents, reset))
     return outputs, state, output, past
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def segment(
     cell: Cell,
     options: Options,
@@ -252,8 +265,18 @@ def segment(
       The outputs, the carry without its traces, and a zero whose only use is to be pulled back: it
       keeps the P-stage running in a layer whose outputs do not reach the loss.
     """
-    outputs, state, output, _ = run(cell, params, inputs, carry.state, carry.output, reset)
-    return outputs, Carry(state, output, None), _token(outputs)
+    given = stop_gradient((params, inputs, carry.state, carry.output))
+    outputs, state, output, past = run(cell, *given, reset, keep_past=True)
+    return replay(cell, options, params, inputs, carry, reset, outputs, Carry(state, output, None), past)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def replay(cell, options, params, inputs, carry, reset, outputs, after, past):
+    """What `segment` returns, from an S-stage that is done and not differentiated; to pull it back is the P-stage.
+
+    `outputs`, `past` and the carry `after` them are those of the S-stage, the other arguments those of `segment`.
+    """
+    return outputs, after, _token(outputs)
 
 
 def _token(outputs):
@@ -261,10 +284,9 @@ def _token(outputs):
     return 0 * _any(outputs).sum()
 
 
-def _s_stage(cell, options, params, inputs, carry, reset):
-    outputs, state, output, past = run(cell, params, inputs, carry.state, carry.output, reset, keep_past=True)
-    primal = outputs, Carry(state, output, None), _token(outputs)
-    return primal, (params, inputs, carry.output, carry.traces, reset, outputs, past)
+def _replay(cell, options, params, inputs, carry, reset, outputs, after, past):
+    results = outputs, after, _token(outputs)
+    return results, (params, inputs, carry.output, carry.traces, reset, outputs, past)
 
 
 def _presynaptic(port: Synapses, last, one):
@@ -320,6 +342,40 @@ def _forget(traces, cleared):
     if cleared is None:
         return traces
     return jax.tree.map(lambda trace: _sharding.where(cleared, 0, trace), traces)
+
+
+def _owed(cell, options, params, q, traces):
+    """`Σ_batch q_0·ε_0`, what the state at the start of a segment owes to the parameters."""
+    batch, tree = tuple(range(q[0].ndim - 1)), jax.tree.structure(params["neuron"])
+    of_phi = [dot(q, [trace[i] for trace in traces.neuron]).sum(batch) for i in range(tree.num_leaves)]
+    owed = {"neuron": tree.unflatten(of_phi)}
+    if options.first:
+        return owed
+    ports = zip(_ports.split(cell, params, None), _ports.apart(cell, traces.synapses), strict=True)
+    return owed | _ports.of_params(
+        cell, params, [_split(_contract(q, synapses), port, None) for port, synapses in ports]
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attach(cell, options, params, state, traces):
+    """The state that a segment starts from, whose derivative is what it owes to the parameters."""
+    return state
+
+
+def _attach(cell, options, params, state, traces):
+    return state, (params, traces)
+
+
+def _pull_attached(cell, options, residuals, q):
+    params, traces = residuals
+    q = jax.tree.leaves(q)
+    cleared = reduce(operator.and_, [(of_variable == 0).all(-1) for of_variable in q])  # by a reset
+    owed = _owed(cell, options, params, q, _forget(traces, cleared))
+    return jax.tree.map(_sharding.zeros_like, params) | owed, None, None
+
+
+attach.defvjp(_attach, _pull_attached)
 
 
 def _next_synapses(p, R, currents, synapses, first):
@@ -384,28 +440,27 @@ def _p_stage(cell, options, residuals, cotangents):
     presynaptic = [_presynaptic(port, last, one) for port in ports]
     time_and_batch = tuple(range(steps.ndim - 1))
     of_neurons = _sharding.over(one, None, _sharding.spec(_any(params["w_in"]))[-1])
-    of_phi = signal.neuron
-    at_start = None
-    if not options.exact:
-        at_start = _forget(traces, None if reset is None else reset[0])
-        of_phi = _through(signal.state, at_start.neuron, of_phi)
-    d_neuron = [of.sum(time_and_batch[:-1]) for of in of_phi]
+    d_neuron = [of.sum(time_and_batch[:-1]) for of in signal.neuron]
 
     def of_port(i, port):
         dW = jnp.tensordot(presynaptic[i], signal.current[i], (time_and_batch, time_and_batch), out_sharding=of_neurons)
-        if at_start is not None and not options.first:
-            dW += _contract(signal.state, _ports.apart(cell, at_start.synapses)[i])
         of_inputs = None
         if port.w_in is not None:
             like = _sharding.over(one, *_sharding.spec(port.inputs))
             of_inputs = jnp.matmul(signal.current[i], port.w_in.T, out_sharding=like)
         return _split(dW, port, of_inputs)
 
-    d_params, d_inputs = _ports.gradients(cell, params, inputs, list(map(of_port, range(len(ports)), ports)))
+    by_port = list(map(of_port, range(len(ports)), ports))
+    d_inputs = _ports.of_inputs(cell, inputs, by_port)
+    d_params = _ports.of_params(cell, params, by_port)
     d_params |= {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
+    if not options.exact:
+        at_start = _forget(traces, None if reset is None else reset[0])
+        for part, of_part in _owed(cell, options, params, signal.state, at_start).items():
+            d_params[part] = jax.tree.map(jnp.add, d_params[part], of_part)
     if options.exact:
         before = Carry(jax.tree.unflatten(jax.tree.structure(past.state), signal.state), feedback, None)
-        return d_params, d_inputs, before, None
+        return d_params, d_inputs, before, None, None, None, None
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))
@@ -417,7 +472,7 @@ def _p_stage(cell, options, residuals, cotangents):
         of_neuron = [_through(row.state, kept.neuron, row.neuron) for row in propagation]
         next_traces = Traces(_ports.join(cell, synapses), of_neuron)
     no_cotangent: Any = None  # rather than arrays of zeros
-    return d_params, d_inputs, Carry(no_cotangent, no_cotangent, next_traces), None
+    return d_params, d_inputs, Carry(no_cotangent, no_cotangent, next_traces), None, None, None, None
 
 
-segment.defvjp(_s_stage, _p_stage)
+replay.defvjp(_replay, _p_stage)

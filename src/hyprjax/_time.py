@@ -11,10 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import jax
-
 from hyprjax._axis import FREE, HAS_AXIS, Analysis, Value
-from hyprjax._program import Program
+from hyprjax._program import OPERATIONS, Program
 
 
 @lru_cache(maxsize=256)
@@ -57,23 +55,27 @@ def check(
     start = [entering(i, v) for i, v in enumerate([*program.jaxpr.constvars, *program.jaxpr.invars])]
 
     def on_unroll(eqn, values):
-        tree, ensemble = eqn.params["tree"], eqn.params["ensemble"]
-        _, *signals = jax.tree.unflatten(tree, range(tree.num_leaves))
-        signals = jax.tree.leaves(signals)
+        ensemble, what = eqn.params.get("ensemble", ()), eqn.primitive.name
+        signals = OPERATIONS[what].signals(eqn.params)
         for i, value in enumerate(values):
             time = i in signals and value.axis == sum(level[i] for level in ensemble)
             if value.kind == "bad":
-                raise ValueError(_message(name, "what enters unroll", value.reason))
+                raise ValueError(_message(name, f"what enters {what}", value.reason))
             if value.kind == "sum":
                 reason = f"it holds a sum over the steps of a segment{analysis.place(eqn)}"
-                raise ValueError(_message(name, "what enters unroll", reason))
+                raise ValueError(_message(name, f"what enters {what}", reason))
             if value.kind == "place" and time:
                 reason = f"it depends on the place of a step in its segment{analysis.place(eqn)}"
-                raise ValueError(_message(name, "what enters unroll", reason))
+                raise ValueError(_message(name, f"what enters {what}", reason))
             if value.kind == "along" and i in signals and not time:
                 raise ValueError(
-                    f"{name}: unroll runs along axis 0 of its inputs, but time is axis {value.axis} "
+                    f"{name}: {what} runs along axis 0 of its inputs, but time is axis {value.axis} "
                     f"there{analysis.place(eqn)}; move time to the front with jnp.moveaxis, or vmap over the batch"
+                )
+            if value.kind == "along" and what == "hyprjax.scan" and i not in signals:
+                raise ValueError(
+                    f"{name}: the init or the body of hyprjax.scan uses an array with a time axis as a whole"
+                    f"{analysis.place(eqn)}; give it as xs, of which the body takes one step at a time"
                 )
 
     other, length = twin or (None, steps)

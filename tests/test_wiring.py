@@ -1,0 +1,256 @@
+"""`scan`, `step` and `delay`: networks of any wiring, equal to `unroll` where they are the same, and to plain JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import CELLS, assert_close, make_stack
+
+import hyprjax as hj
+
+T, B, M, N = 12, 2, 3, 4
+RNG = np.random.default_rng(0)
+XS, WEIGHTS, RESETS = RNG.normal(size=(T, B, M)), RNG.normal(size=(T, B, N)), RNG.random((T, B)) < 0.15
+CELL = CELLS["custom"]
+
+
+def loss_of(outputs, weights):
+    return (jnp.sin(outputs) * weights + 0.1 * outputs**2).sum()
+
+
+def loss_with(model):
+    return lambda params, xs: loss_of(model(params, xs), xs["weights"])
+
+
+DATA = {"inputs": XS, "weights": WEIGHTS, "resets": RESETS}
+
+
+# --- a recurrent layer, as `unroll` has it and as a step function ---------------------------------
+
+
+def joined(layer):
+    """Recurrent weights as more input weights."""
+    return {
+        "w_in": jnp.concatenate([layer["w_in"], layer["w_rec"]]),
+        "bias": layer["bias"],
+        "neuron": layer["neuron"],
+    }
+
+
+def unrolled(layer, xs):
+    w_in, w_rec = jnp.split(layer["w_in"], [M])
+    return hj.unroll(CELL, {**layer, "w_in": w_in, "w_rec": w_rec}, xs["inputs"], resets=xs["resets"])
+
+
+def stepped(layer, xs):
+    def body(z, x):
+        z = jnp.where(x["resets"][..., None], 0, z)
+        z = hj.step(CELL, layer, jnp.concatenate([x["inputs"], z], -1), reset=x["resets"])
+        return z, z
+
+    return hj.scan(body, jnp.zeros((*xs["inputs"].shape[1:-1], N)), xs)[1]
+
+
+def stepped_with_w_rec(layer, xs):
+    w_in, w_rec = jnp.split(layer["w_in"], [M])
+    own = {**layer, "w_in": w_in, "w_rec": w_rec}
+    body = lambda _, x: ((), hj.step(CELL, own, x["inputs"], reset=x["resets"]))  # noqa: E731
+    return hj.scan(body, (), xs)[1]
+
+
+@pytest.fixture(scope="module")
+def layer():
+    with jax.enable_x64(True):
+        return joined(make_stack(["custom"], M, [N])[1][0])
+
+
+@pytest.mark.parametrize("model", [stepped, stepped_with_w_rec])
+def test_a_recurrent_layer_is_that_of_unroll(model, layer):
+    assert_close(model(layer, DATA), unrolled(layer, DATA), 1e-13)
+    assert_close(jax.grad(loss_with(model))(layer, DATA), jax.grad(loss_with(unrolled))(layer, DATA), 1e-12)
+    for options in (
+        {"segment_length": T},
+        {"segment_length": 5},
+        {"segment_length": 1, "scan": "sequential"},
+        {"segment_length": T, "recurrent_credit": "segment"},
+        {"segment_length": 5, "recurrent_credit": "segment"},
+    ):
+        gradient = lambda model, o=options: hj.hypr_grad(loss_with(model), reduction="sum", **o)(layer, DATA)  # noqa: E731
+        assert_close(gradient(model), gradient(unrolled), 1e-12)
+    of = lambda model, wrap: jax.grad(lambda p: loss_of(wrap(model)(p, DATA), WEIGHTS))(layer)  # noqa: E731
+    assert_close(of(model, lambda m: hj.hypr(m, segment_length=5)), of(unrolled, hj.hypr), 1e-12)
+    assert_close(of(model, lambda m: hj.bptt(m, segment_length=5)), of(unrolled, lambda m: m), 1e-12)
+
+
+def test_a_layer_of_a_stream_learns_the_same(layer):
+    learners = [hj.hypr_stream(loss_with(model)) for model in (stepped, unrolled)]
+    carries = [learner.init(layer, DATA) for learner in learners]
+    for start in range(0, T, 4):
+        segment = jax.tree.map(lambda x, s=start: x[s : s + 4], DATA)
+        grads = []
+        for i, learner in enumerate(learners):
+            (_, own), carries[i] = learner.value_and_grad(layer, carries[i], segment)
+            grads.append(own)
+        assert_close(*grads, 1e-12)
+    net, parts = hj.stream(stepped), []
+    carry = net.init(layer, DATA)
+    for start, end in ((0, 1), (1, 6), (6, T)):
+        out, carry = net.apply(layer, carry, jax.tree.map(lambda x, s=start, e=end: x[s:e], DATA))
+        parts.append(out)
+    assert_close(jnp.concatenate(parts), unrolled(layer, DATA), 1e-13)
+
+
+# --- two populations with feedback ----------------------------------------------------------------
+
+EXC, INH, READ = hj.alif(tau_a=(5.0, 30.0)), CELLS["brf"], hj.leaky_integrator(4.0)
+
+
+def network(cut):
+    """Excitation and inhibition round a loop, a slow trace of both, a readout of what is filtered; a count of steps."""
+    stop = jax.lax.stop_gradient if cut else lambda x: x
+
+    def model(params, xs):
+        def body(carry, x):
+            back, mean, count = carry
+            exc = hj.step(EXC, params["exc"], jnp.concatenate([x, stop(back), stop(mean)], -1))
+            gate = jax.nn.sigmoid(exc @ params["gate"] + 0.1 * count)
+            inh = jax.jit(lambda x: hj.step(INH, params["inh"], x))(jnp.concatenate([gate * exc, x], -1))
+            mean = 0.8 * stop(mean) + 0.2 * inh * params["scale"]
+            return (inh, mean, count + 1), jnp.concatenate([exc * inh, inh * mean], -1)
+
+        start = jnp.zeros((*xs.shape[1:-1], N)), params["start"] + jnp.zeros((*xs.shape[1:-1], N)), jnp.array(0)
+        _, out = hj.scan(body, start, xs)
+        return hj.unroll(READ, params["read"], out + hj.delay(out, [0, 1, 2, 3, 0, 1, 20, 3]))
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def params():
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 4)
+        make = lambda key, cell, m: hj.init_layer(key, cell, m, N, dtype=jnp.float64)  # noqa: E731
+        return {
+            "exc": make(keys[0], EXC, M + 2 * N),
+            "inh": make(keys[1], INH, N + M),
+            "read": make(keys[2], READ, 2 * N),
+            "gate": jax.random.normal(keys[3], (N, N), jnp.float64),
+            "scale": jnp.full(N, 0.7, jnp.float64),
+            "start": jnp.full(N, 0.1, jnp.float64),
+        }
+
+
+def gradient_of(model, params, xs=XS, **options):
+    return jax.grad(lambda p: loss_of(model(p, xs), WEIGHTS))(params)
+
+
+def test_feedback_between_two_populations(params):
+    model = network(cut=False)
+    outputs = model(params, XS)
+    for length in (T, 5, 1):
+        assert_close(hj.hypr(model, segment_length=length)(params, XS), outputs, 1e-13)
+    exact = gradient_of(model, params)
+    for length in (T, 5, 1):
+        assert_close(gradient_of(hj.bptt(model, segment_length=length), params), exact, 1e-12)
+    assert_close(
+        gradient_of(hj.hypr(model, recurrent_credit="segment"), params) | {"start": exact["start"]}, exact, 1e-12
+    )
+    stopped = gradient_of(network(cut=True), params)
+    assert_close(gradient_of(hj.hypr(model), params) | {"start": stopped["start"]}, stopped, 1e-12)
+
+
+def test_jit_vmap_and_ensembles(params):
+    model = network(cut=False)
+    wrapped = hj.hypr(model, segment_length=5)
+    expected = gradient_of(wrapped, params)
+    batched = lambda p, xs: jax.vmap(lambda x: model(p, x), 1, 1)(xs)  # noqa: E731
+    of_batch = jax.jit(jax.grad(lambda p: loss_of(hj.hypr(batched, segment_length=5)(p, XS), WEIGHTS)))(params)
+    assert_close(of_batch, expected, 1e-12)
+    around = lambda p, xs: jax.vmap(lambda x: wrapped(p, x), 1, 1)(xs)  # noqa: E731
+    assert_close(gradient_of(around, params), expected, 1e-12)
+    scaled = [jax.tree.map(lambda leaf, s=s: s * leaf, params) for s in (1.0, 1.1)]
+    members = jax.tree.map(lambda *leaves: jnp.stack(leaves), *scaled)
+    ensemble = lambda p, xs: jax.vmap(model, (0, None), 1)(p, xs).sum(1)  # noqa: E731
+    both = lambda p, xs: model(jax.tree.map(lambda x: x[0], p), xs) + model(jax.tree.map(lambda x: x[1], p), xs)  # noqa: E731
+    for options in ({"recurrent_credit": "none"}, {"recurrent_credit": "segment"}):
+        of = lambda fn, o=options: gradient_of(hj.hypr(fn, segment_length=5, **o), members)  # noqa: E731
+        assert_close(of(ensemble), of(both), 1e-12)
+
+
+def test_checkpoint_around_a_step_and_random_keys_in_the_carry(layer):
+    def model(layer, xs, wrap):
+        def body(key, x):
+            key, own = jax.random.split(key)
+            noisy = jnp.concatenate([x, 0.3 * jax.random.normal(own, (B, N))], -1)
+            return key, wrap(lambda x: hj.step(CELL, layer, x))(noisy)
+
+        return hj.scan(body, jax.random.key(3), xs)[1]
+
+    plain = lambda layer, xs: model(layer, xs, lambda f: f)  # noqa: E731
+    remade = lambda layer, xs: model(layer, xs, jax.checkpoint)  # noqa: E731
+    exact = gradient_of(plain, layer)
+    assert_close(gradient_of(hj.hypr(plain, segment_length=5), layer), exact, 1e-12)  # nothing goes round
+    assert_close(gradient_of(hj.hypr(remade, segment_length=5), layer), exact, 1e-12)
+    assert_close(gradient_of(hj.bptt(remade, segment_length=5), layer), exact, 1e-12)
+
+
+# --- delay ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 30, (0, 7, 2)])
+def test_delay(steps):
+    expected = np.zeros_like(XS)
+    for channel, lag in enumerate(np.broadcast_to(steps, M)):
+        expected[lag:, :, channel] = XS[: max(T - lag, 0), :, channel]
+    assert np.array_equal(hj.delay(XS, steps), expected)
+    net, parts = hj.stream(lambda _, xs: hj.delay(xs, steps)), []
+    carry = net.init((), XS)
+    for start in range(0, T, 4):
+        out, carry = net.apply((), carry, XS[start : start + 4])
+        parts.append(out)
+    assert np.array_equal(np.concatenate(parts), expected)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def refuses(words, kind=ValueError):
+    return pytest.raises(kind, match=words)
+
+
+def test_what_cannot_be_is_refused(layer):
+    start = jnp.zeros((B, N))
+    with refuses("step was called outside of the body of hyprjax.scan"):
+        hj.step(CELL, layer, jnp.ones((B, M + N)))
+    with refuses("the parameters of a layer in the body of hyprjax.scan depend on its carry or on xs"):
+        hj.scan(lambda z, x: (z, hj.step(CELL, {**layer, "bias": z[0]}, jnp.concatenate([x, z], -1))), start, XS)
+    with refuses("unroll was called in the body of hyprjax.scan"):
+        hj.scan(lambda z, x: (z, hj.unroll(CELL, layer, jnp.concatenate([x, z], -1)[None])), start, XS)
+    with refuses("step was called under scan"):
+        layers = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), layer)
+        inner = lambda z, one: (hj.step(CELL, one, jnp.concatenate([z, z[:, :M]], -1)), None)  # noqa: E731
+        hj.scan(lambda z, x: (jax.lax.scan(inner, z, layers)[0], None), start, XS)
+    with refuses(r"f returns carry as .*\[2, 3\], but it must stay what it is in init, .*\[2, 4\]"):
+        hj.scan(lambda z, x: (x, x), start, XS)
+    with refuses("the carry that f returns has the structure"):
+        hj.scan(lambda z, x: ((z, z), x), start, XS)
+    with refuses(r"xs must be arrays \[T, ...\] with the same number of steps"):
+        hj.scan(lambda z, x: (z, x), start, {"a": XS, "b": XS[:-1]})
+    with refuses(r'params\["w_in"\] has 7 input rows but inputs have 3 features'):
+        hj.scan(lambda z, x: (z, hj.step(CELL, layer, x)), start, XS)
+    with refuses("delay: steps must be at least 0"):
+        hj.delay(XS, -1)
+    with refuses("delay: steps must be an int", TypeError):
+        hj.delay(XS, 1.5)
+    with refuses("delay: steps is traced", TypeError):
+        jax.jit(lambda n: hj.delay(XS, n))(2)
+
+
+def test_what_depends_on_the_segment_is_refused():
+    smooth = lambda mean, x: (0.9 * mean + 0.1 * x, mean)  # noqa: E731
+    with refuses("the last carry of hyprjax.scan is that of a segment"):
+        hj.hypr(lambda _, xs: hj.scan(smooth, jnp.zeros((B, M)), xs)[0] + xs, segment_length=5)((), XS)
+    with refuses("the init or the body of hyprjax.scan uses an array with a time axis as a whole"):
+        hj.hypr(lambda _, xs: hj.scan(lambda c, x: (c, x + xs.mean(0)), 0.0, xs)[1], segment_length=5)((), XS)
+    with refuses("what enters hyprjax.delay is not the same for every segment length: cumsum"):
+        hj.hypr(lambda _, xs: hj.delay(jnp.cumsum(xs, 0), 2), segment_length=5)((), XS)
