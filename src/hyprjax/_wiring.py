@@ -384,7 +384,8 @@ def _in_parallel(body, start, layers, options):
     def operation(eqn, operands, entering):
         of_params = len(operands) - len(_program.layer_signals(eqn.params))
         signals = [_all_steps(x, steps) for x in operands[of_params:]]
-        outputs, left = _replay(eqn.params, [*operands[:of_params], *signals], *entering[0], options)
+        layer, after, recorded = entering[0]
+        outputs, left = _replay(eqn.params, [*operands[:of_params], *signals], layer, after, recorded, options)
         return [OverTime(x) for x in outputs], [left]
 
     at_steps = [OverTime(x) for x in carries], [OverTime(x) for x in body.xs]
