@@ -254,3 +254,19 @@ def test_what_depends_on_the_segment_is_refused():
         hj.hypr(lambda _, xs: hj.scan(lambda c, x: (c, x + xs.mean(0)), 0.0, xs)[1], segment_length=5)((), XS)
     with refuses("what enters hyprjax.delay is not the same for every segment length: cumsum"):
         hj.hypr(lambda _, xs: hj.delay(jnp.cumsum(xs, 0), 2), segment_length=5)((), XS)
+
+
+def test_on_a_mesh(params):
+    """The batch over devices: the gradients of one device."""
+    model = network(cut=False)
+    expected = gradient_of(hj.hypr(model, segment_length=5), params)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    of_batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "batch"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    xs, weights, at = jax.device_put(XS, of_batch), jax.device_put(WEIGHTS, of_batch), jax.device_put(params, whole)
+    loss = lambda p, xs: loss_of(hj.hypr(model, segment_length=5)(p, xs), weights)  # noqa: E731
+    assert_close(jax.device_get(jax.jit(jax.grad(loss))(at, xs)), expected, 1e-12)
+    carry = hj.hypr_stream(lambda p, xs: model(p, xs).mean()).init(params, XS)
+    _, of_carry = hj.shardings(mesh, params, carry)
+    assert jax.tree.structure(of_carry) == jax.tree.structure(carry)
+    assert of_carry[1].traces.synapses[0].spec == jax.sharding.PartitionSpec("batch", None, None)

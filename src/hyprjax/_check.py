@@ -171,8 +171,9 @@ def carry(transform: str, have: Any, want: tuple[Any, ...]) -> None:
     """Refuses a carry that is not one of these shapes."""
     if len(have) != len(want):
         raise ValueError(
-            f"the function calls unroll {len(want)} times, but its carry is that of {len(have)} calls; the unroll "
-            f"calls must be the same in every segment as when the carry was made, with the init of {transform}"
+            f"the function needs {len(want)} carries, one for each call of unroll, scan, step and delay, but was given "
+            f"{len(have)}; the calls must be the same in every segment as when the carry was made, with the init of "
+            f"{transform}"
         )
     for number, (own, rest) in enumerate(zip(have, want, strict=True), 1):
         if rest.traces is not None and own.traces is None:

@@ -68,6 +68,8 @@ def shardings(
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     def of_layer(layer: Any) -> Any:
+        if layer.output is None:  # of `scan` or `delay`: which axis is which is not known
+            return jax.tree.map(lambda leaf: split(leaf.shape, {}), layer)
         of_batch = {0: batch} if layer.output.ndim > 1 else {}
 
         def of_leaf(path: Any, leaf: Any) -> NamedSharding:
