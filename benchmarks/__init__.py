@@ -1,1 +1,1 @@
-"""Speed and memory of HYPR beside BPTT and step-by-step e-prop: `python -m benchmarks --help`."""
+"""Speed and memory of HYPR beside BPTT and explicit traces step by step: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""Speed and memory of HYPR beside BPTT and step-by-step e-prop, all rules interleaved in one process.
+"""Speed and memory of HYPR beside BPTT and explicit traces step by step, all rules interleaved in one process.
 
     python -m benchmarks                 the whole table
     python -m benchmarks --quick         one case per neuron model (a few minutes)
@@ -88,16 +88,16 @@ def measure(case, functions, params, xs, options):
         row["ms"] = float(np.median(row["ms"]))
         row["steps_per_s"] = 1e3 * case.steps / row["ms"]
     for row in rows.values():
-        for base in ("bptt", "e-prop"):
+        for base in ("bptt", "step by step"):
             row[f"to_{base}"] = row["ms"] / rows[base]["ms"] if base in rows else None
     return list(rows.values())
 
 
 def table(rows):
     """The rows as an aligned text table."""
-    lines = [f"{'rule':<28}{'ms':>10}{'/BPTT':>8}{'/e-prop':>9}{'MB':>10}{'compile s':>11}{'steps/s':>10}"]
+    lines = [f"{'rule':<28}{'ms':>10}{'/BPTT':>8}{'/steps':>9}{'MB':>10}{'compile s':>11}{'steps/s':>10}"]
     for row in rows:
-        ratios = [f"{row[key]:.3f}" if row[key] else "-" for key in ("to_bptt", "to_e-prop")]
+        ratios = [f"{row[key]:.3f}" if row[key] else "-" for key in ("to_bptt", "to_step by step")]
         lines.append(
             f"{row['rule']:<28}{row['ms']:>10.1f}{ratios[0]:>8}{ratios[1]:>9}{row['memory_mb']:>10.1f}"
             f"{row['compile_s']:>11.2f}{row['steps_per_s']:>10.0f}"
@@ -128,8 +128,8 @@ def main(arguments=None):
     path = options.out / "benchmarks.json"
     rows = json.loads(path.read_text())["rows"] if options.append and path.exists() else []
     for case in cases(options):
-        error = rules.check_eprop(case)
-        assert error < 1e-3, f"e-prop differs from HYPR at λ = 1 by {error}"
+        error = rules.check_step_by_step(case)
+        assert error < 1e-3, f"the gradient step by step differs from HYPR at λ = 1 by {error}"
         params, xs, loss_fn = rules.problem(case)
         functions = rules.all_rules(case, loss_fn, options.segment_lengths, options.scans)
         if not options.no_external:

@@ -48,7 +48,7 @@ def against_time(axes, size, field, label, title):
     pick = {
         "BPTT": lambda group: next((row for row in group if row["rule"] == "bptt"), None),
         "HYPR, best λ": best_hypr,
-        "e-prop, per step": lambda group: next((row for row in group if row["rule"] == "e-prop"), None),
+        "traces, step by step": lambda group: next((row for row in group if row["rule"] == "step by step"), None),
         "forward": lambda group: next((row for row in group if row["rule"] == "forward"), None),
     }
     for name, of in pick.items():

@@ -103,8 +103,8 @@ def _message(name: str, what: str, reason: str) -> str:
         "take the loss of hj.hypr(model)(params, xs), which may be any function of the whole sequence, or weights for "
         "each step in xs"
         if what == "the loss"
-        else "hj.scan and hj.delay continue from segment to segment; else move it outside of the transform, or give what it "
-        "needs for each step in xs"
+        else "hj.scan and hj.delay continue from segment to segment; or move it outside of the transform, or give what "
+        "it needs for each step in xs"
     )
     return (
         f"{name}: {what} is not the same for every segment length: {reason}. The function is run on one segment of the "
