@@ -7,6 +7,7 @@ import pytest
 from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_stack
 
 import hyprjax as hj
+from hyprjax import _segment
 
 SCANS = ("sequential", "associative")
 LENGTHS = {
@@ -78,6 +79,17 @@ def test_gradient_of_one_layer_is_independent_of_segment_length(name, scan, rese
     expected = reference(cells, params, xs, cut=True)
     for segment_length in LENGTHS[scan]:
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan), expected)
+
+
+@pytest.mark.parametrize("short", [0, 99])
+def test_traces_are_the_same_from_gemms_and_from_outer_products(monkeypatch, short):
+    cells, params, xs = problem(("custom",), batch_shape=(2, 3), resets=True)
+    expected = reference(cells, params, xs, cut=True)
+    monkeypatch.setattr(_segment, "SHORT", short)
+    jax.clear_caches()
+    for segment_length in (1, 5):
+        assert_close(gradient(cells, params, xs, segment_length=segment_length), expected)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("batch_shape", [(), (2, 3)])

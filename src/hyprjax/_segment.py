@@ -50,6 +50,8 @@ from hyprjax._factored import Factors
 from hyprjax._ports import Synapses
 from hyprjax._recursion import dot
 
+SHORT = 16  # steps of a segment whose outer products `_next_synapses` adds up
+
 
 class Traces(NamedTuple):
     """Eligibility traces of one layer, one entry for each of the `k` state variables.
@@ -382,12 +384,15 @@ def _next_synapses(p, R, currents, synapses, first):
     """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)` of one port, from the rows of `R_0` and of `R B`.
 
     The rows of `R B` stand side by side, for one GEMM per batch element; not on a mesh, where neurons may be sharded.
+    On a CPU a few steps are added up in the one pass over the traces instead.
     """
     if isinstance(synapses[0], Factors):
         return _next_factors(p, R, currents, synapses)
     outer = lambda RB: jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(RB, 0, -2))  # noqa: E731
     if _sharding.on_mesh(p):
         added = map(outer, currents)
+    elif len(p) <= SHORT and jax.default_backend() == "cpu":
+        added = [dot(list(p[..., None]), list(RB[..., None, :])) for RB in currents]
     else:
         added = jnp.split(outer(jnp.concatenate(currents, axis=-1)), len(currents), axis=-1)
     traces = []
