@@ -202,3 +202,15 @@ def test_large_network_in_small(tmp_path):
     rows = large.main(["--neurons", "40", "--updates", "2", "--out", str(tmp_path / "large.csv")])
     assert [row[:2] for row in rows] == [[40, 2]]
     assert (tmp_path / "large.csv").read_text().startswith("neurons,update,loss,test_accuracy\n40,2,")
+
+
+@pytest.mark.filterwarnings("default")  # of matplotlib
+def test_convolutional_network_in_small(folder):
+    import conv_mnist
+
+    write_mnist(folder)
+    figure = folder / "conv_mnist.png"
+    accuracy = conv_mnist.main(["--images", "12", "--passes", "3", "--figure", str(figure)])
+    assert list(accuracy) == ["hypr", "truncated bptt", "bptt"]
+    assert all(0 <= value <= 1 for value in accuracy.values())
+    assert figure.stat().st_size > 10_000

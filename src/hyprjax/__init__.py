@@ -11,6 +11,7 @@ from hyprjax._hypr import hypr as hypr
 from hyprjax._hypr import hypr_grad as hypr_grad
 from hyprjax._hypr import hypr_stream as hypr_stream
 from hyprjax._hypr import hypr_value_and_grad as hypr_value_and_grad
+from hyprjax._patches import patches as patches
 from hyprjax._project import project as project
 from hyprjax._report import check as check
 from hyprjax._sharding import shardings as shardings
