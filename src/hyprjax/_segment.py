@@ -50,7 +50,7 @@ from hyprjax._factored import Factors
 from hyprjax._ports import Synapses
 from hyprjax._recursion import dot
 
-SHORT = 16  # steps of a segment whose outer products `_next_synapses` adds up
+SHORT, MANY = 16, 8  # at most so many steps, for at least so many batch elements: outer products instead of GEMMs
 
 
 class Traces(NamedTuple):
@@ -384,14 +384,14 @@ def _next_synapses(p, R, currents, synapses, first):
     """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)` of one port, from the rows of `R_0` and of `R B`.
 
     The rows of `R B` stand side by side, for one GEMM per batch element; not on a mesh, where neurons may be sharded.
-    On a CPU a few steps are added up in the one pass over the traces instead.
+    On a CPU a few steps of many batch elements are added up in the one pass over the traces instead.
     """
     if isinstance(synapses[0], Factors):
         return _next_factors(p, R, currents, synapses)
     outer = lambda RB: jnp.einsum("...tp,...tn->...pn", jnp.moveaxis(p, 0, -2), jnp.moveaxis(RB, 0, -2))  # noqa: E731
     if _sharding.on_mesh(p):
         added = map(outer, currents)
-    elif len(p) <= SHORT and jax.default_backend() == "cpu":
+    elif len(p) <= SHORT and math.prod(p.shape[1:-1]) >= MANY and jax.default_backend() == "cpu":
         added = [dot(list(p[..., None]), list(RB[..., None, :])) for RB in currents]
     else:
         added = jnp.split(outer(jnp.concatenate(currents, axis=-1)), len(currents), axis=-1)
