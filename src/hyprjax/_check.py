@@ -370,7 +370,8 @@ def _cell_shapes(
     if recurrent and back is None:
         raise ValueError(
             f"unroll: the layer has w_rec, but the output of the cell {cell.name!r} has several parts, "
-            f"{describe(output)}; say which goes round with cell._replace(feedback=lambda output: output[0]), say"
+            f"{describe(output)}; say which goes round with Cell.feedback, as in "
+            "cell._replace(feedback=lambda output: output[0])"
         )
     for path, leaf in tree_leaves_with_path({"state": state, "output": output, "sends": up, "feedback": back}):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):

@@ -1,0 +1,105 @@
+"""Neuron models made from another one."""
+
+from __future__ import annotations
+
+import jax
+
+from hyprjax._cell import Cell, Init, draw, emit, zeros_state
+from hyprjax.cells._parameters import decay_of, keep_time_constants, time_constant
+
+
+def filtered(cell: Cell, tau: Init = 20.0, *, recurrent: str = "output") -> Cell:
+    """A neuron model whose output is low-pass filtered: an exponential synapse behind every neuron.
+
+        y[t] = κ y[t-1] + (1-κ) z[t]                         κ = exp(-1/|τ|)
+
+    `y` is one more state variable, and the output: what the next layer and `w_rec` receive. With an
+    instantaneous linear readout instead of a leaky one, nothing above the layer has memory, and
+    HYPR is then exact in a layer without `w_rec` for every segment length. With `recurrent="spikes"`, `w_rec` receives
+    `z`, and the gradient is that of e-prop with a leaky readout as published, for every segment length.
+
+    State `cell`, `y`; neuron parameters `cell`, `tau`.
+
+    Args:
+      cell: the neuron model whose output is filtered.
+      tau: initial time constant of the filter in steps, at least 0.1; the default is the readout's of
+        Bellec et al. 2020.
+      recurrent: what `w_rec` receives, the filtered `"output"` or the `"spikes"` of `cell`.
+
+    Returns:
+      A `Cell` with the weights and the ports of `cell`.
+
+    Raises:
+      ValueError: `tau` is out of range, `recurrent` is neither `"output"` nor `"spikes"`, or `cell` has an output of
+        several parts.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.filtered(hj.lif(), tau=10.0)
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
+      (50, 3)
+    """
+    time_constant("filtered", "tau", tau)
+    if recurrent not in ("output", "spikes"):
+        raise ValueError(f'filtered: recurrent must be one of "output" and "spikes", got {recurrent!r}')
+
+    def init(key, n):
+        key_cell, key_tau = jax.random.split(key)
+        return {"cell": cell.init(key_cell, n), "tau": draw(key_tau, tau, n)}
+
+    def rest(neuron, batch_shape, dtype):
+        return {"cell": cell.rest(neuron["cell"], batch_shape, dtype), **zeros_state("y")(neuron, batch_shape, dtype)}
+
+    def step(neuron, state, current):
+        inner, output = cell.step(neuron["cell"], state["cell"], current)
+        z, back = emit(cell, output)
+        if jax.tree.structure(z).num_nodes != 1:
+            raise ValueError(
+                f"filtered: the output of {cell.name} has several parts; filter those that are needed in step"
+            )
+        decay = decay_of(neuron["tau"])
+        y = decay * state["y"] + (1 - decay) * z
+        return {"cell": inner, "y": y}, (y, back) if recurrent == "spikes" else y
+
+    def project(neuron):
+        return keep_time_constants("tau")(neuron) | {"cell": cell.project(neuron["cell"])}
+
+    made = Cell(init, rest, step, cell.weights, f"filtered({cell.name})", project=project, ports=cell.ports)
+    if recurrent == "spikes":
+        return made._replace(sends=lambda output: output[0], feedback=lambda output: output[1])
+    return made
+
+
+def with_state(cell: Cell) -> Cell:
+    """A neuron model whose state is an output, too, so that membrane potentials can be in the loss.
+
+    `unroll` returns a pair: what it returns for `cell`, and the state after each step, a pytree of `[t, *batch, n]`
+    arrays. Parameters are those of `cell`, and `w_rec` carries back what it carries there. Credit for a state is as
+    exact as that for a spike.
+
+    Args:
+      cell: the neuron model.
+
+    Returns:
+      A `Cell`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.lif()
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
+      >>> spikes, state = hj.unroll(hj.with_state(cell), params, jnp.ones((50, 2)))
+      >>> state["v"].shape
+      (50, 3)
+    """
+
+    def step(neuron, state, current):
+        state, output = cell.step(neuron, state, current)
+        return state, (output, state)
+
+    return cell._replace(
+        step=step,
+        name=f"with_state({cell.name})",
+        sends=lambda output: (emit(cell, output[0])[0], output[1]),
+        feedback=lambda output: emit(cell, output[0])[1],
+    )
