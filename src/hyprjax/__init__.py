@@ -25,8 +25,10 @@ from hyprjax.cells import brf as brf
 from hyprjax.cells import cuba_lif as cuba_lif
 from hyprjax.cells import ef_adlif as ef_adlif
 from hyprjax.cells import filtered as filtered
+from hyprjax.cells import gru as gru
 from hyprjax.cells import leaky_integrator as leaky_integrator
 from hyprjax.cells import lif as lif
+from hyprjax.cells import lstm as lstm
 from hyprjax.cells import rf as rf
 from hyprjax.cells import se_adlif as se_adlif
 from hyprjax.cells import with_state as with_state

@@ -83,6 +83,7 @@ class Cell(NamedTuple):
       ports: names of the synaptic currents of a cell that has several. `current` is then a dict with an entry for each,
         so are `w_in`, `w_rec` and `bias` of a layer, for the ports that have such a part, and its inputs are one array
         for all ports or a dict.
+      lacks: `(port, part)` pairs, the parts of a port, `"w_in"`, `"w_rec"` or `"bias"`, that `init_layer` leaves out.
       feedback: `output -> [*batch, n]`, what `w_rec` carries back, element-wise; by default the output itself.
       sends: `output -> output`, what `unroll` returns; by default all of it.
 
@@ -115,6 +116,7 @@ class Cell(NamedTuple):
     ports: tuple[str, ...] = ()
     feedback: Callable[[Output], Array] | None = None
     sends: Callable[[Output], Output] | None = None
+    lacks: tuple[tuple[str, str], ...] = ()
 
 
 def emit(cell: Cell, output: Output) -> tuple[Output, Array | None]:
@@ -171,8 +173,8 @@ def init_layer(
 
     Returns:
       A dict of `w_in` `[n_in, n_out]`, `w_rec` `[n_out, n_out]` if recurrent, `bias` `[n_out]` if there is one, and
-      `neuron`, what `cell.init` returns. Of a cell with ports the first three are dicts by port; take an entry out for
-      a port that should not have it.
+      `neuron`, what `cell.init` returns. Of a cell with ports the first three are dicts by port, without what
+      `cell.lacks`; take another entry out for a port that should not have it.
 
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive number.
@@ -185,12 +187,13 @@ def init_layer(
       {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
     """
     is_cell("init_layer", cell)
-    if isinstance(n_in, dict) and not (n_in and n_in.keys() <= set(cell.ports)):
+    with_inputs = [port for port in cell.ports if (port, "w_in") not in cell.lacks]
+    if isinstance(n_in, dict) and not (n_in and n_in.keys() <= set(with_inputs)):
         raise ValueError(
             f"init_layer: n_in has the ports {', '.join(map(str, n_in)) or 'of nothing'}, but the cell {cell.name!r} "
-            f"has {', '.join(cell.ports) or 'one current without a name: give a number'}"
+            f"has {', '.join(with_inputs) or 'one current without a name: give a number'}"
         )
-    of_port = n_in if isinstance(n_in, dict) else dict.fromkeys(cell.ports or ("",), n_in)
+    of_port = n_in if isinstance(n_in, dict) else dict.fromkeys(with_inputs or ("",), n_in)
     for name, size in (*(("n_in", size) for size in of_port.values()), ("n_out", n_out)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
@@ -198,13 +201,15 @@ def init_layer(
         raise ValueError(f"init_layer: gain must be a positive number, got {gain!r}")
     key_weights, key_neuron = jax.random.split(key)
     params: Params = {"neuron": cell.init(key_neuron, n_out)}
-    keys = jax.random.split(key_weights, len(cell.ports)) if cell.ports else [key_weights]
-    parts = [
-        _synapses(weights or cell.weights, key, of_port.get(port), n_out, gain, recurrent, bias)
-        for key, port in zip(keys, cell.ports or ("",), strict=True)
-    ]
+    ports = cell.ports or ("",)
+    keys = jax.random.split(key_weights, len(ports)) if cell.ports else [key_weights]
+    parts = {
+        port: _synapses(weights or cell.weights, key, of_port.get(port), n_out, gain, recurrent, bias)
+        for key, port in zip(keys, ports, strict=True)
+    }
     for part in ("w_in", "w_rec", "bias"):
-        having = {port: drawn[part] for port, drawn in zip(cell.ports or ("",), parts, strict=True) if part in drawn}
+        with_part = [port for port, drawn in parts.items() if part in drawn and (port, part) not in cell.lacks]
+        having = {port: parts[port][part] for port in with_part}
         if having:
             params[part] = having if cell.ports else having[""]
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)

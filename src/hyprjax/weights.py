@@ -104,3 +104,17 @@ def uniform_orthogonal(key: Array, n_in: int, n_out: int) -> Weights:
     key_in, key_rec = jax.random.split(key)
     w_in = jax.random.uniform(key_in, (n_in, n_out), minval=-(n_in**-0.5), maxval=n_in**-0.5)
     return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))
+
+
+def lecun_orthogonal(key: Array, n_in: int, n_out: int) -> Weights:
+    """Input weights truncated normal, of variance 1/n_in, orthogonal recurrent weights (Flax's GRU and LSTM).
+
+    Examples:
+      >>> import jax, hyprjax as hj
+      >>> w_in, w_rec = hj.weights.lecun_orthogonal(jax.random.key(0), 100, 400)
+      >>> round(float(w_in.std()), 2), round(float(w_rec.std()), 2)
+      (0.1, 0.05)
+    """
+    key_in, key_rec = jax.random.split(key)
+    w_in = jax.nn.initializers.lecun_normal()(key_in, (n_in, n_out))
+    return w_in, jax.nn.initializers.orthogonal()(key_rec, (n_out, n_out))

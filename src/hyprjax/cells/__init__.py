@@ -14,6 +14,7 @@ Input weights have the scale at which a layer fires at 1 to 20 % on spikes, on n
 """
 
 from hyprjax.cells._adlif import ef_adlif, se_adlif
+from hyprjax.cells._gated import gru, lstm
 from hyprjax.cells._lif import alif, cuba_lif, lif
 from hyprjax.cells._oscillators import brf, rf
 from hyprjax.cells._readout import leaky_integrator
@@ -25,8 +26,10 @@ __all__ = [
     "cuba_lif",
     "ef_adlif",
     "filtered",
+    "gru",
     "leaky_integrator",
     "lif",
+    "lstm",
     "rf",
     "se_adlif",
     "with_state",

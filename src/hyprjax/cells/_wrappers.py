@@ -65,7 +65,8 @@ def filtered(cell: Cell, tau: Init = 20.0, *, recurrent: str = "output") -> Cell
     def project(neuron):
         return keep_time_constants("tau")(neuron) | {"cell": cell.project(neuron["cell"])}
 
-    made = Cell(init, rest, step, cell.weights, f"filtered({cell.name})", project=project, ports=cell.ports)
+    made = cell._replace(init=init, rest=rest, step=step, name=f"filtered({cell.name})", constants=(), project=project)
+    made = made._replace(sends=None, feedback=None)  # of the outputs of `cell`, not of this one
     if recurrent == "spikes":
         return made._replace(sends=lambda output: output[0], feedback=lambda output: output[1])
     return made
