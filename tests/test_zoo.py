@@ -11,6 +11,14 @@ import hyprjax as hj
 
 KEY = jax.random.key(0)
 M, N, B = 3, 5, 2
+STEPS = 500
+
+
+def layer_and_inputs(cell):
+    """A layer that is excited, and its inputs over 500 steps."""
+    layer = hj.init_layer(KEY, cell, M, N, bias=False, dtype=jnp.float64)
+    layer["w_in"] = jax.tree.map(jnp.abs, layer["w_in"])
+    return layer, np.random.default_rng(0).uniform(0, 1, (STEPS, B, M))
 
 
 # --- gated units ----------------------------------------------------------------------------------
@@ -91,3 +99,64 @@ def test_gates_have_the_parts_that_they_need():
         hj.init_layer(KEY, hj.gru(), {"n_rec": M}, N)
     filtered = hj.init_layer(KEY, hj.filtered(hj.gru()), M, N, recurrent=True)
     assert filtered["w_in"].keys() == layer["w_in"].keys()
+
+
+# --- refractory -----------------------------------------------------------------------------------
+
+
+def eprop(p, current, n_refractory, beta, threshold=0.6):
+    """LIF and ALIF as in Bellec et al. 2020 and the authors' code, whose counter goes down from `n_refractory`."""
+    v, a, z, r = np.zeros((4, *current.shape[1:]))
+    for x in current:
+        a = np.exp(-1 / p.get("tau_a", 1.0)) * a + z
+        v = np.exp(-1 / p["tau"]) * v + x - threshold * z
+        z = (v > threshold + beta * a) * (r <= 0.0)
+        r = np.clip(r + n_refractory * z - 1, 0, n_refractory)
+        yield z
+
+
+@pytest.mark.parametrize("inner", [hj.lif(), hj.alif(tau_a=50.0)])
+def test_refractory_is_that_of_eprop(inner):
+    cell = hj.refractory(inner, 4)
+    layer, x = layer_and_inputs(cell)
+    neuron = jax.tree.map(np.asarray, layer["neuron"])
+    expected = np.stack(list(eprop(neuron, x @ layer["w_in"], 5, neuron.get("beta", 0.0))))
+    assert 0.05 < expected.mean() < 0.2
+    assert np.array_equal(hj.unroll(cell, layer, x), expected)
+    free = hj.unroll(inner, layer, x)
+    assert (np.diff(np.flatnonzero(free[:, 0, 0])) == 1).any(), "or the period holds nothing back"
+
+
+def test_held_back_spikes_have_no_gradient():
+    cell, neuron = hj.refractory(hj.lif(), 4), {"tau": jnp.full(6, 20.0)}
+    state = {"cell": {"v": jnp.full(6, 0.5)}, "wait": jnp.arange(6.0)}  # held back from 2 on
+    z, pull = jax.vjp(lambda current: cell.step(neuron, state, current)[1], jnp.full(6, 0.3))
+    assert z.tolist() == [1, 1, 0, 0, 0, 0]
+    gradient = pull(jnp.ones(6))[0]
+    assert (gradient[:2] > 0.1).all()
+    assert not gradient[2:].any()
+
+
+@pytest.mark.parametrize("name", ["lif", "cuba_lif", "alif", "ef_adlif", "se_adlif", "rf", "brf"])
+def test_a_spike_held_back_is_none_for_the_neuron(name):
+    """Held back for good, it is as if the threshold were out of reach."""
+    cell, silent = getattr(hj, name)(), getattr(hj, name)(threshold=1e9)
+    layer, x = layer_and_inputs(cell)
+    state = held = cell.rest(layer["neuron"], (B,), jnp.float64)
+    crossed = 0
+    for current in 5 * x[:100] @ layer["w_in"]:
+        crossed += cell.step(layer["neuron"], held, current)[1].sum()
+        state, _ = silent.step(layer["neuron"], state, current)
+        held, z = cell.step(layer["neuron"], held, current, may_spike=(0.0, 0.0))
+        assert not z.any()
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, held, state))
+    assert crossed > 100
+
+
+def test_a_cell_without_may_spike_is_refused():
+    with pytest.raises(TypeError, match=r"refractory: step of the cell .* takes no may_spike"):
+        hj.refractory(hj.filtered(hj.lif()), 5)
+    with pytest.raises(TypeError, match="refractory: steps must be an int"):
+        hj.refractory(hj.lif(), 2.5)
+    with pytest.raises(ValueError, match="refractory: steps must be a positive int, got 0"):
+        hj.refractory(hj.lif(), 0)

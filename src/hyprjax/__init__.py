@@ -29,6 +29,7 @@ from hyprjax.cells import gru as gru
 from hyprjax.cells import leaky_integrator as leaky_integrator
 from hyprjax.cells import lif as lif
 from hyprjax.cells import lstm as lstm
+from hyprjax.cells import refractory as refractory
 from hyprjax.cells import rf as rf
 from hyprjax.cells import se_adlif as se_adlif
 from hyprjax.cells import with_state as with_state

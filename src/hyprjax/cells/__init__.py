@@ -18,7 +18,7 @@ from hyprjax.cells._gated import gru, lstm
 from hyprjax.cells._lif import alif, cuba_lif, lif
 from hyprjax.cells._oscillators import brf, rf
 from hyprjax.cells._readout import leaky_integrator
-from hyprjax.cells._wrappers import filtered, with_state
+from hyprjax.cells._wrappers import filtered, refractory, with_state
 
 __all__ = [
     "alif",
@@ -30,6 +30,7 @@ __all__ = [
     "leaky_integrator",
     "lif",
     "lstm",
+    "refractory",
     "rf",
     "se_adlif",
     "with_state",

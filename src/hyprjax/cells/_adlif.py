@@ -9,7 +9,7 @@ from jax.lax import stop_gradient
 
 from hyprjax import surrogate
 from hyprjax._cell import Cell, draw, zeros_state
-from hyprjax.cells._parameters import clip, initial, positive, spike_function, time_constant
+from hyprjax.cells._parameters import ALWAYS, clip, initial, positive, spike_function, time_constant
 from hyprjax.weights import heterogeneous
 
 
@@ -94,13 +94,14 @@ def ef_adlif(
     init, constants, project = _adlif_parameters("ef_adlif", ranges, q)
     spike = spike_function("ef_adlif", spike or surrogate.slayer())
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         alpha, rho, qa, qb = constants(neuron)
-        z = spike(state["u"] - threshold)
+        before, now = may_spike
+        z = before * spike(state["u"] - threshold)
         u = state["u"] * (1 - stop_gradient(z))
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         u = alpha * u + (1 - alpha) * (current - state["w"])
-        return {"u": u, "w": w}, spike(u - threshold)
+        return {"u": u, "w": w}, now * spike(u - threshold)
 
     return Cell(init, zeros_state("u", "w"), step, heterogeneous(9.5 * threshold), "ef_adlif", project=project)
 
@@ -157,10 +158,10 @@ def se_adlif(
     init, constants, project = _adlif_parameters("se_adlif", ranges, q)
     spike = spike_function("se_adlif", spike or surrogate.slayer())
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         alpha, rho, qa, qb = constants(neuron)
         u = alpha * state["u"] + (1 - alpha) * (current - state["w"])
-        z = spike(u - threshold)
+        z = may_spike[1] * spike(u - threshold)
         u = u * (1 - stop_gradient(z))
         w = rho * state["w"] + (1 - rho) * (qa * u + qb * z)
         return {"u": u, "w": w}, z

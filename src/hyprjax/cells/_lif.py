@@ -7,7 +7,15 @@ from jax.lax import stop_gradient
 
 from hyprjax import surrogate
 from hyprjax._cell import Cell, Init, draw, zeros_state
-from hyprjax.cells._parameters import decay_of, initial, keep_time_constants, positive, spike_function, time_constant
+from hyprjax.cells._parameters import (
+    ALWAYS,
+    decay_of,
+    initial,
+    keep_time_constants,
+    positive,
+    spike_function,
+    time_constant,
+)
 from hyprjax.weights import heterogeneous
 
 
@@ -58,12 +66,13 @@ def lif(
     spike = spike_function("lif", spike or surrogate.triangular())
     reset_gradient = stop_gradient if detach_reset else lambda z: z
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         v, decay = state["v"], decay_of(neuron["tau"])
-        z_previous = reset_gradient(spike((v - threshold) / threshold))
+        before, now = may_spike
+        z_previous = reset_gradient(before * spike((v - threshold) / threshold))
         kept = decay * v - threshold * z_previous if reset == "subtract" else decay * v * (1 - z_previous)
         v = kept + current
-        return {"v": v}, spike((v - threshold) / threshold)
+        return {"v": v}, now * spike((v - threshold) / threshold)
 
     init = lambda key, n: {"tau": draw(key, tau, n)}  # noqa: E731
     constants = (("threshold", threshold), ("reset", reset))
@@ -116,11 +125,11 @@ def cuba_lif(
     time_constant("cuba_lif", "tau_syn", tau_syn)
     spike = spike_function("cuba_lif", spike or surrogate.fast_sigmoid())
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         i = decay_of(neuron["tau_syn"]) * state["i"] + current
         alpha = decay_of(neuron["tau"])
         v = alpha * state["v"] + (1 - alpha) * i
-        z = spike(v - threshold)
+        z = may_spike[1] * spike(v - threshold)
         return {"i": i, "v": v * (1 - stop_gradient(z))}, z
 
     def init(key, n):
@@ -186,12 +195,13 @@ def alif(
     def fire(neuron, v, a):
         return spike((v - threshold - neuron["beta"] * a) / threshold)
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         v, a = state["v"], state["a"]
-        z_previous = fire(neuron, v, a)
+        before, now = may_spike
+        z_previous = before * fire(neuron, v, a)
         a = decay_of(neuron["tau_a"]) * a + z_previous
         v = decay_of(neuron["tau"]) * v + current - threshold * reset_gradient(z_previous)
-        return {"v": v, "a": a}, fire(neuron, v, a)
+        return {"v": v, "a": a}, now * fire(neuron, v, a)
 
     def init(key, n):
         keys = jax.random.split(key, 3)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from hyprjax import surrogate
 from hyprjax._cell import Cell, Init, draw, zeros_state
-from hyprjax.cells._parameters import constant, initial, positive, spike_function
+from hyprjax.cells._parameters import ALWAYS, constant, initial, positive, spike_function
 from hyprjax.weights import heterogeneous
 
 MAX_ANGLE = 0.99  # radians per step: forward Euler has no stable damping from 1 on
@@ -112,10 +112,10 @@ def rf(
         least = dt * omega * omega / (1 + undamped)  # (1 - undamped) / dt without its rounding
         return least + MIN_DAMPING / dt, (1 + undamped - MIN_DAMPING) / dt
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         omega, b = jnp.abs(neuron["omega"]), -jnp.abs(neuron["b"])
         state = _rotate(state["u"], state["v"], omega, b, current, dt)
-        return state, spike(state["u"] - threshold)
+        return state, may_spike[1] * spike(state["u"] - threshold)
 
     init, project = _oscillator("rf", omega, b_offset, dt, damping, "b")
     # Without a reset resonance is all or nothing; gains further apart keep a layer between silent and saturated.
@@ -178,14 +178,14 @@ def brf(
         raise ValueError(f"brf: gamma must be in [0, 1), got {gamma!r}")
     spike = spike_function("brf", spike or surrogate.double_gaussian())
 
-    def step(neuron, state, current):
+    def step(neuron, state, current, may_spike=ALWAYS):
         u, v, q = state["u"], state["v"], state["q"]
         omega, b_offset = jnp.abs(neuron["omega"]), jnp.abs(neuron["b_offset"])
         # The floor keeps value and gradient finite for a frequency that training pushes past 1 / dt.
         boundary = (jnp.sqrt(jnp.maximum(1 - jnp.square(dt * omega), 1e-6)) - 1) / dt
         b = boundary - b_offset - q
         state = _rotate(u, v, omega, b, current, dt)
-        z = spike(state["u"] - threshold - q)
+        z = may_spike[1] * spike(state["u"] - threshold - q)
         return {**state, "q": gamma * q + z}, z
 
     # Stable is b' + q up to twice this: half is left to q.

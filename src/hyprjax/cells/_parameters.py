@@ -15,6 +15,7 @@ from hyprjax import surrogate
 from hyprjax._cell import Init, NeuronParams, ProjectFn
 
 MIN_TAU = 0.1  # steps
+ALWAYS = (1.0, 1.0)  # whether a neuron may spike in the step before and in this one, see `refractory`
 
 
 def decay_of(tau: Array) -> Array:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from hyprjax._cell import Cell, Init, draw, emit, zeros_state
+from hyprjax._check import positive_int
 from hyprjax.cells._parameters import decay_of, keep_time_constants, time_constant
 
 
@@ -104,3 +109,61 @@ def with_state(cell: Cell) -> Cell:
         sends=lambda output: (emit(cell, output[0])[0], output[1]),
         feedback=lambda output: emit(cell, output[0])[1],
     )
+
+
+def refractory(cell: Cell, steps: int) -> Cell:
+    """A neuron model with an absolute refractory period (Bellec et al. 2020): silent for some steps after each spike.
+
+        z[t] = 0 and ∂z[t]/∂s[t] = 0        if one of z[t-1], ..., z[t-steps] is 1
+        z[t] and ∂z[t]/∂s[t] of `cell`      else
+
+    A spike that is held back is none for the neuron either: it resets and adapts nothing. The membrane goes on, and
+    where it is above threshold at the end of the period, the neuron fires then. The authors' code counts the step of
+    the spike, too: its `n_refractory` is `steps + 1`.
+
+    State `cell` and `wait`, a counter without a gradient; neuron parameters and weights are those of `cell`.
+
+    Args:
+      cell: a spiking model of `hyprjax.cells`, or one of your own whose `step` takes a keyword argument `may_spike`, a
+        pair of masks `[*batch, n]` for the step before and for this one, and multiplies with them the spikes that it
+        finds in `state` and those that it makes.
+      steps: length of the refractory period, at least 1. The paper has 2 to 5 ms.
+
+    Returns:
+      A `Cell`.
+
+    Raises:
+      TypeError: `steps` is not an int, or `step` of `cell` does not take `may_spike`.
+      ValueError: `steps` is not positive.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, hyprjax as hj
+      >>> cell = hj.refractory(hj.lif(), steps=4)
+      >>> params = hj.init_layer(jax.random.key(0), cell, n_in=2, n_out=3)
+      >>> params["w_in"] = jnp.ones((2, 3))
+      >>> hj.unroll(cell, params, jnp.ones((50, 2))).sum(0)
+      Array([10., 10., 10.], dtype=float32)
+
+    References:
+      Bellec et al. 2020, A solution to the learning dilemma for recurrent networks of spiking
+      neurons, https://doi.org/10.1038/s41467-020-17236-y
+    """
+    steps = positive_int("refractory: steps", steps)
+    if "may_spike" not in inspect.signature(cell.step).parameters:
+        raise TypeError(
+            f"refractory: step of the cell {cell.name!r} takes no may_spike; wrap a spiking model itself, as in "
+            "hj.filtered(hj.refractory(hj.lif(), 5)), or give step of your own that argument"
+        )
+
+    def rest(neuron, batch_shape, dtype):
+        return {"cell": cell.rest(neuron, batch_shape, dtype), **zeros_state("wait")(neuron, batch_shape, dtype)}
+
+    def step(neuron, state, current):
+        wait = stop_gradient(state["wait"])  # steps + 1 after a spike, then one less each step
+        dtype = wait.dtype
+        may_spike = ((wait == 0) | (wait > steps)).astype(dtype), (wait <= 1).astype(dtype)
+        inner, z = cell.step(neuron, state["cell"], current, may_spike=may_spike)
+        wait = jnp.where(stop_gradient(z) > 0, steps + 1, jnp.maximum(wait - 1, 0))
+        return {"cell": inner, "wait": wait}, z
+
+    return cell._replace(rest=rest, step=step, name=f"refractory({cell.name})", constants=())
