@@ -96,7 +96,11 @@ def train(name, rule, options, seed):
         return optax.apply_updates(params, changes), state
 
     learn = jax.jit(learner(rule, cell, update, length))
-    answer = jax.jit(lambda params: (logits(cell, params, test["inputs"]) * test["weights"][..., None]).sum(0).argmax(-1))
+
+    @jax.jit
+    def answer(params):
+        return (logits(cell, params, test["inputs"]) * test["weights"][..., None]).sum(0).argmax(-1)
+
     state, curve = optimiser.init(params), []
     for number in tqdm(range(options.batches), desc=f"{name}, {rule}, seed {seed}"):
         params, state = learn(params, state, batch_of(1000 * (seed + 1) + number, options.batch_size))
@@ -144,7 +148,8 @@ def save_figure(path, options, rows):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(options.cells), figsize=(10, 3.4), sharey=True, squeeze=False, layout="constrained")
+    shape = {"ncols": len(options.cells), "squeeze": False, "sharey": True}
+    figure, axes = plt.subplots(**shape, figsize=(10, 3.4), layout="constrained")
     for ax, cell in zip(axes[0], options.cells, strict=True):
         for rule in options.rules:
             curves = np.array([row["accuracy"] for row in rows if (row["cell"], row["rule"]) == (cell, rule)])

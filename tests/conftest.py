@@ -18,6 +18,13 @@ def pytest_configure():
         import hyprjax  # noqa: F401
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _release():
+    """Lets go of what a module compiled: a process has room for some ten thousand compiled functions only."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _float64():
     """Claims about gradients are tested in float64; tests of float32 behaviour ask for it by dtype."""

@@ -12,9 +12,9 @@ THRESHOLD, GAMMA, TAU, TAU_A, TAU_OUT = 0.6, 0.3, 20.0, 50.0, 15.0
 BETA = np.where(np.arange(N) < N // 2, 0.0, 0.2)  # half LIF, half ALIF
 RNG = np.random.default_rng(0)
 XS, TARGETS = (RNG.random((T, M)) < 0.3).astype(float), RNG.normal(size=(T, K))
-CELL = hj.filtered(
-    hj.alif(TAU, TAU_A, lambda key, shape: jnp.asarray(BETA), threshold=THRESHOLD), TAU_OUT, recurrent="spikes"
-)
+REFRACTORY = 3
+ALIF = hj.refractory(hj.alif(TAU, TAU_A, lambda key, shape: jnp.asarray(BETA), threshold=THRESHOLD), REFRACTORY)
+CELL = hj.filtered(ALIF, TAU_OUT, recurrent="spikes")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def published(params, feedback):
     w_out, back = np.asarray(params["out"]), np.asarray(params["out" if feedback == "symmetric" else "back"])
     alpha, rho, kappa = np.exp(-1 / TAU), np.exp(-1 / TAU_A), np.exp(-1 / TAU_OUT)
     v, a, z, psi = (np.zeros(N) for _ in range(4))
-    filtered = np.zeros(N)
+    filtered, since = np.zeros(N), np.full(N, 100)  # steps since the last spike
     e_v, e_a, e_bar = np.zeros((M + N, N)), np.zeros((M + N, N)), np.zeros((M + N, N))
     grads = {"w": np.zeros((M + N, N)), "out": np.zeros((N, K)), "b": np.zeros(K)}
-    spikes = 0
+    spikes = held = 0
     for t in range(T):
         pre = np.concatenate([XS[t], z])
         for i in range(M + N):
@@ -60,8 +60,11 @@ def published(params, feedback):
                 e_v[i, j] = alpha * e_v[i, j] + pre[i]
         a = rho * a + z
         v = alpha * v + XS[t] @ w_in + z @ w_rec - z * THRESHOLD
-        z = (v - THRESHOLD - BETA * a > 0).astype(float)
-        psi = GAMMA / THRESHOLD * np.maximum(0, 1 - np.abs((v - THRESHOLD - BETA * a) / THRESHOLD))
+        may_spike = since > REFRACTORY
+        z = (may_spike & (v - THRESHOLD - BETA * a > 0)).astype(float)
+        psi = may_spike * GAMMA / THRESHOLD * np.maximum(0, 1 - np.abs((v - THRESHOLD - BETA * a) / THRESHOLD))
+        held = held + (~may_spike & (v - THRESHOLD - BETA * a > 0)).sum()
+        since = np.where(z > 0, 1, since + 1)
         filtered = kappa * filtered + z
         error = filtered @ w_out + np.asarray(params["b"]) - TARGETS[t]
         learning_signal = back @ error
@@ -73,6 +76,7 @@ def published(params, feedback):
         grads["b"] += error
         spikes += z.sum()
     assert 0.02 < spikes / (T * N) < 0.6
+    assert held > 0, "the refractory period holds spikes back"
     return grads
 
 

@@ -98,7 +98,7 @@ def test_values_and_gradients(inputs, full, resets):
     exact = jax.grad(lambda layer, x: loss_of(plain(layer, x, at)), (0, 1))(layer, inputs)
     cut = jax.grad(lambda layer, x: loss_of(plain(layer, x, at, cut=True)), (0, 1))(layer, inputs)
     assert_close(hj.hypr_grad(loss_fn, recurrent_credit="segment", reduction="sum")(layer, xs), exact[0], 1e-12)
-    for length, scan in ((T, "sequential"), (6, "associative"), (5, "associative"), (1, "auto")):
+    for length, scan in ((6, "associative"), (5, "sequential"), (1, "auto")):
         gradient = hj.hypr_grad(loss_fn, segment_length=length, scan=scan, reduction="sum")
         assert_close(gradient(layer, xs), cut[0], 1e-12)
     model = lambda layer, xs: hj.unroll(CELL, layer, xs[0], resets=xs[1])  # noqa: E731
@@ -106,8 +106,7 @@ def test_values_and_gradients(inputs, full, resets):
     grads = lambda wrapped: jax.grad(of_model(wrapped), (0, 1))(layer, inputs)  # noqa: E731
     assert_close(grads(hj.hypr(model, segment_length=T)), cut, 1e-12)
     assert_close(grads(hj.hypr(model, segment_length=5))[0], cut[0], 1e-12)
-    for length in (5, 1):
-        assert_close(grads(hj.bptt(model, segment_length=length)), exact, 1e-12)
+    assert_close(grads(hj.bptt(model, segment_length=5)), exact, 1e-12)
 
 
 def test_stream_learner_vmap_and_ensemble():

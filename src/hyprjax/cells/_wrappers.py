@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,8 @@ def refractory(cell: Cell, steps: int) -> Cell:
         wait = stop_gradient(state["wait"])  # steps + 1 after a spike, then one less each step
         dtype = wait.dtype
         may_spike = ((wait == 0) | (wait > steps)).astype(dtype), (wait <= 1).astype(dtype)
-        inner, z = cell.step(neuron, state["cell"], current, may_spike=may_spike)
+        masked: Any = cell.step  # with the argument that was looked for above
+        inner, z = masked(neuron, state["cell"], current, may_spike=may_spike)
         wait = jnp.where(stop_gradient(z) > 0, steps + 1, jnp.maximum(wait - 1, 0))
         return {"cell": inner, "wait": wait}, z
 
