@@ -327,9 +327,9 @@ def test_unroll_calls_that_change_between_segments(params):
         return loss_fn(params, xs) + loss_fn(params, xs)
 
     one, two = hj.hypr_stream(loss_fn), hj.hypr_stream(twice)
-    with refuses(ValueError, "unroll 2 times", "carry is that of 1", "hypr_stream"):
+    with refuses(ValueError, "needs 2 carries", "given 1", "hypr_stream"):
         two.value_and_grad(params, one.init(params, XS), XS)
-    with refuses(ValueError, "1 times", "carry is that of 2"):
+    with refuses(ValueError, "needs 1 carries", "given 2"):
         one.value_and_grad(params, two.init(params, XS), XS)
     with refuses(ValueError, "call number 1", "float32[2, 3]", "float32[5, 3]"):
         one.value_and_grad(params, one.init(params, XS), np.ones((10, 5, 4), np.float32))

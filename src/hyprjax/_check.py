@@ -313,7 +313,7 @@ def _layer_shapes(cell: Cell, params: Params, inputs: PyTree) -> None:
             if value is not None and jnp.shape(value) != shape:
                 raise ValueError(
                     f'unroll: params["{part}"]{at}.shape = {jnp.shape(value)}, but it must be {shape} '
-                    f"for w_in with {n[0]} columns"
+                    f'for params["w_in"]{at}.shape = {jnp.shape(w_in) if w_in is not None else "none"}'
                 )
     for path, leaf in tree_leaves_with_path(params["neuron"]):
         if jnp.shape(leaf) != n:
@@ -373,9 +373,10 @@ def _cell_shapes(
             f"{describe(output)}; say which goes round with Cell.feedback, as in "
             "cell._replace(feedback=lambda output: output[0])"
         )
-    for path, leaf in tree_leaves_with_path({"state": state, "output": output, "sends": up, "feedback": back}):
-        if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
-            raise _cell_error("step", f"the {path[0].key}{keystr(path[1:])}", leaf, like)
+    for what, tree in (("state", state), ("output", output), ("output of Cell.sends", up), ("feedback", back)):
+        for path, leaf in tree_leaves_with_path(tree):
+            if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
+                raise _cell_error("step", f"the {what}{keystr(path)}", leaf, like)
     for axis in range(like.ndim):
         _apart(cell, jaxpr, like, axis)
     if any(isinstance(const, Tracer) for const in [*jaxpr.consts, *_of_derivative(cell.step, neuron, rest, current)]):
