@@ -20,6 +20,11 @@ CELLS = {
     "rf": hj.rf(),
     "brf": hj.brf(),
     "brf of other frequencies": hj.brf(omega=(5.0, 60.0), b_offset=(0.1, 2.0)),
+    "adex": hj.adex(),
+    "izhikevich": hj.izhikevich(),
+    "coba_lif": hj.coba_lif(),
+    "dh_lif": hj.dh_lif(),
+    "two_compartment": hj.two_compartment(),
 }
 KEY = jax.random.key(0)
 INPUTS = {f"spikes {p}, {m}": jax.random.bernoulli(KEY, p, (T, B, m)) for p in (0.02, 0.1, 0.3) for m in (20, 700)}

@@ -20,18 +20,23 @@ from hyprjax._stream import unroll as unroll
 from hyprjax._wiring import delay as delay
 from hyprjax._wiring import scan as scan
 from hyprjax._wiring import step as step
+from hyprjax.cells import adex as adex
 from hyprjax.cells import alif as alif
 from hyprjax.cells import brf as brf
+from hyprjax.cells import coba_lif as coba_lif
 from hyprjax.cells import cuba_lif as cuba_lif
+from hyprjax.cells import dh_lif as dh_lif
 from hyprjax.cells import ef_adlif as ef_adlif
 from hyprjax.cells import filtered as filtered
 from hyprjax.cells import gru as gru
+from hyprjax.cells import izhikevich as izhikevich
 from hyprjax.cells import leaky_integrator as leaky_integrator
 from hyprjax.cells import lif as lif
 from hyprjax.cells import lstm as lstm
 from hyprjax.cells import refractory as refractory
 from hyprjax.cells import rf as rf
 from hyprjax.cells import se_adlif as se_adlif
+from hyprjax.cells import two_compartment as two_compartment
 from hyprjax.cells import with_state as with_state
 
 __version__ = "0.1.0"

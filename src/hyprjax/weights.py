@@ -24,7 +24,7 @@ class WeightsFn(Protocol):
         ...
 
 
-def heterogeneous(scale: float, spread: float = 32.0) -> WeightsFn:
+def heterogeneous(scale: float, spread: float = 32.0, *, shuffle: bool = True) -> WeightsFn:
     """Normal weights with an input gain that differs from neuron to neuron.
 
     The input weights of a neuron are a random direction times `scale · s`. The gains s of a layer are evenly spaced on
@@ -37,6 +37,8 @@ def heterogeneous(scale: float, spread: float = 32.0) -> WeightsFn:
     Args:
       scale: length of the input weights in the middle of the layer, > 0.
       spread: the largest gain over the smallest, >= 1; 1 for one gain for all.
+      shuffle: whether the gains are in random order. In ascending order they are the same for all ports of a cell whose
+        currents add up.
 
     Returns:
       A draw `(key, n_in, n_out) -> (w_in, w_rec)`.
@@ -56,7 +58,7 @@ def heterogeneous(scale: float, spread: float = 32.0) -> WeightsFn:
 
     def draw(key: Array, n_in: int, n_out: int) -> Weights:
         key_in, key_gain, key_rec = jax.random.split(key, 3)
-        order = jax.random.permutation(key_gain, n_out)
+        order = jax.random.permutation(key_gain, n_out) if shuffle else jnp.arange(n_out)
         direction = jax.random.normal(key_in, (n_in, n_out))
         direction *= jnp.sign(direction.sum(0)) * (1 - 2 * (order % 2)) / jnp.linalg.norm(direction, axis=0)
         w_in = scale * spread ** ((order + 0.5) / n_out - 0.5) * direction

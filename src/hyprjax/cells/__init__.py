@@ -14,6 +14,8 @@ Input weights have the scale at which a layer fires at 1 to 20 % on spikes, on n
 """
 
 from hyprjax.cells._adlif import ef_adlif, se_adlif
+from hyprjax.cells._biophysical import adex, coba_lif, izhikevich
+from hyprjax.cells._dendrites import dh_lif, two_compartment
 from hyprjax.cells._gated import gru, lstm
 from hyprjax.cells._lif import alif, cuba_lif, lif
 from hyprjax.cells._oscillators import brf, rf
@@ -21,17 +23,22 @@ from hyprjax.cells._readout import leaky_integrator
 from hyprjax.cells._wrappers import filtered, refractory, with_state
 
 __all__ = [
+    "adex",
     "alif",
     "brf",
+    "coba_lif",
     "cuba_lif",
+    "dh_lif",
     "ef_adlif",
     "filtered",
     "gru",
+    "izhikevich",
     "leaky_integrator",
     "lif",
     "lstm",
     "refractory",
     "rf",
     "se_adlif",
+    "two_compartment",
     "with_state",
 ]
