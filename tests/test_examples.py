@@ -214,3 +214,14 @@ def test_convolutional_network_in_small(folder):
     assert list(accuracy) == ["hypr", "truncated bptt", "bptt"]
     assert all(0 <= value <= 1 for value in accuracy.values())
     assert figure.stat().st_size > 10_000
+
+
+def test_gated_example_compares_rules(tmp_path):
+    import gated
+
+    jax.config.update("jax_enable_x64", False)
+    arguments = ["--cells", "lstm", "--rules", "hypr online", "--batches", "2", "--batch-size", "4", "--seeds", "0"]
+    rows = gated.main([*arguments, "--out", str(tmp_path / "gated.csv")])
+    assert [len(row["accuracy"]) for row in rows] == [2]
+    assert (tmp_path / "gated.csv").read_text().count("hypr online") == 2
+    assert (tmp_path / "gated.png").stat().st_size > 10_000
