@@ -25,6 +25,7 @@ CELLS = {
     "coba_lif": hj.coba_lif(),
     "dh_lif": hj.dh_lif(),
     "two_compartment": hj.two_compartment(),
+    "refractory lif": hj.refractory(hj.lif(), 3),
 }
 KEY = jax.random.key(0)
 INPUTS = {f"spikes {p}, {m}": jax.random.bernoulli(KEY, p, (T, B, m)) for p in (0.02, 0.1, 0.3) for m in (20, 700)}
