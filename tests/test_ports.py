@@ -225,3 +225,26 @@ def test_reports_and_calibration():
     spiking = CELL._replace(sends=lambda out: out["spike"])
     calibrated = hj.calibrate(spiking, layer, INPUTS["by port"], rate=0.4)
     assert 0.32 < hj.unroll(spiking, calibrated, INPUTS["by port"]).mean() < 0.48
+
+
+def test_a_port_costs_what_a_current_without_a_name_costs():
+    """Compiled flops and memory of a layer, whether its one current has a name or not."""
+    plain = hj.lif()
+    named = plain._replace(ports=("i",), step=lambda neuron, state, current: plain.step(neuron, state, current["i"]))
+    costs = []
+    for cell in (plain, named):
+        layer = hj.init_layer(KEY, cell, 20, 32, recurrent=True)
+        loss = lambda layer, x, cell=cell: (hj.unroll(cell, layer, x) ** 2).mean()  # noqa: E731
+        xs = jax.ShapeDtypeStruct((100, 8, 20), jnp.float32)
+        compiled = jax.jit(hj.hypr_grad(loss, segment_length=25)).lower(layer, xs).compile()
+        costs.append((compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes))
+    assert costs[0] == costs[1]
+
+
+def test_a_module_of_flax_has_ports():
+    nnx = pytest.importorskip("flax.nnx")
+    import hyprjax.nnx as modules
+
+    layer = modules.Recurrent(CELL, {"exc": M, "inh": M + 2}, N, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    outputs = jnp.stack(layer(INPUTS["by port"]), axis=1)
+    assert np.abs(outputs - plain(layer.params, INPUTS["by port"])).max() < 1e-13

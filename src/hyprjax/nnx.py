@@ -53,7 +53,7 @@ class Recurrent(nnx.Module):
     def __init__(
         self,
         cell: Cell,
-        n_in: int,
+        n_in: int | dict[str, int],
         n_out: int,
         *,
         recurrent: bool = True,
@@ -67,7 +67,7 @@ class Recurrent(nnx.Module):
 
         Args:
           cell: the neuron model.
-          n_in: number of inputs.
+          n_in: number of inputs; of a cell with ports a number for all, or a dict of the ports that have inputs.
           n_out: number of neurons.
           recurrent: whether the layer's output feeds back through `w_rec` one step later.
           bias: whether the neurons have a bias current.
