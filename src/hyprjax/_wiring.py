@@ -211,7 +211,7 @@ def _of_operands(jaxpr: jec.Jaxpr) -> jec.Jaxpr:
 
 def _check_body(jaxpr: jec.Jaxpr) -> None:
     for eqn in jaxpr.eqns:
-        inner = [*jec.jaxprs_in_params(eqn.params)] if eqn.primitive is not step_p else []
+        inner = [*jec.jaxprs_in_params(eqn.params)] if eqn.primitive.name != step_p.name else []
         if eqn.primitive.name in ("jit", "checkpoint", "remat2"):
             for one in inner:
                 _check_body(one)
@@ -225,7 +225,7 @@ def _check_body(jaxpr: jec.Jaxpr) -> None:
 def _steps(jaxpr: jec.Jaxpr) -> int:
     """How many steps of layers are in a body."""
     inside = lambda eqn: sum(map(_steps, jec.jaxprs_in_params(eqn.params)))  # noqa: E731
-    return sum(1 if eqn.primitive is step_p else inside(eqn) for eqn in jaxpr.eqns)
+    return sum(1 if eqn.primitive.name == step_p.name else inside(eqn) for eqn in jaxpr.eqns)
 
 
 class Body(NamedTuple):
