@@ -316,8 +316,8 @@ def _for_known(visit: Callable[[Any, list[Any]], Any], body: Body) -> list[Any]:
     """`visit(parameters of the equation, operands)` of every layer; of operands that depend on the step, the types."""
 
     def operation(eqn, operands, entering):
-        of_params = len(jax.tree.leaves(jax.tree.unflatten(eqn.params["tree"], range(len(operands)))[0]))
-        if any(isinstance(x, _Later) for x in operands[:of_params]):
+        of_params = operands[: -len(_program.layer_signals(eqn.params))]
+        if any(isinstance(x, _Later) for x in of_params):
             raise ValueError(
                 "step: the parameters of a layer in the body of hyprjax.scan depend on its carry or on xs "
                 f"({source_info_util.summarize(eqn.source_info)}), but they must be the same at every step; apply what "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
 from hyprjax import surrogate
-from hyprjax._cell import Cell, draw, zeros_state
-from hyprjax.cells._parameters import ALWAYS, clip, initial, positive, spike_function, time_constant
+from hyprjax._cell import Cell, zeros_state
+from hyprjax.cells._parameters import ALWAYS, clip, drawn, initial, positive, spike_function, time_constant
 from hyprjax.weights import heterogeneous
 
 
@@ -25,10 +24,6 @@ def _adlif_parameters(maker: str, ranges: dict[str, tuple[float, float]], q: flo
     initial(maker, "b", ranges["b"])
     allowed = ranges | {"tau_u": (0.0, 1.0), "tau_w": (0.0, 1.0)}
 
-    def init(key, n):
-        keys = jax.random.split(key, len(allowed))
-        return {name: draw(key, bounds, n) for key, (name, bounds) in zip(keys, allowed.items(), strict=True)}
-
     def project(neuron):
         return {**neuron, **{name: jnp.clip(neuron[name], *bounds) for name, bounds in allowed.items()}}
 
@@ -40,7 +35,7 @@ def _adlif_parameters(maker: str, ranges: dict[str, tuple[float, float]], q: flo
         a, b = (q * clip(neuron[name], *ranges[name]) for name in ("a", "b"))
         return decay("tau_u"), decay("tau_w"), a, b
 
-    return init, constants, project
+    return drawn(**allowed), constants, project
 
 
 def ef_adlif(

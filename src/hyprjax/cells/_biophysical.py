@@ -8,11 +8,12 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from hyprjax import surrogate
-from hyprjax._cell import Cell, Init, draw, zeros_state
+from hyprjax._cell import Cell, Init, zeros_state
 from hyprjax.cells._parameters import (
     ALWAYS,
     constant,
     decay_of,
+    drawn,
     initial,
     keep_time_constants,
     positive,
@@ -93,16 +94,11 @@ def adex(
         v = jnp.minimum(v, peak)
         return {"v": v + stop_gradient(z) * (v_reset - v), "w": w_next + neuron["b"] * z}, z
 
-    ranges = {"tau": tau, "tau_w": tau_w, "a": a, "b": b}
-
-    def init(key, n):
-        keys = jax.random.split(key, len(ranges))
-        return {name: draw(key, of, n) for key, (name, of) in zip(keys, ranges.items(), strict=True)}
-
     def project(neuron):
         return {**keep_time_constants("tau", "tau_w")(neuron), "a": jnp.maximum(neuron["a"], -1.0)}
 
-    return Cell(init, zeros_state("v", "w"), step, heterogeneous(20.0), "adex", project=project)
+    init, rest = drawn(tau=tau, tau_w=tau_w, a=a, b=b), zeros_state("v", "w")
+    return Cell(init, rest, step, heterogeneous(20.0), "adex", project=project)
 
 
 def izhikevich(
@@ -163,6 +159,8 @@ def izhikevich(
     initial("izhikevich", "d", d)
     spike = spike_function("izhikevich", spike or surrogate.fast_sigmoid(slope=2.0))
 
+    published = drawn(a=a, b=b, c=c, d=d)
+
     def half_step(v, u, current):
         return v + (4 * v * v - 0.6 * v - u + current) / 2
 
@@ -175,9 +173,8 @@ def izhikevich(
         return {"v": v + stop_gradient(z) * (neuron["c"] - v), "u": u + neuron["d"] * z}, z
 
     def init(key, n):
-        keys = jax.random.split(key, 4)
-        drawn = [draw(key, of, n) for key, of in zip(keys, (a, b, c, d), strict=True)]
-        return {"a": drawn[0], "b": drawn[1], "c": (drawn[2] - REST) / SPAN, "d": drawn[3] / SPAN}
+        neuron = published(key, n)
+        return {**neuron, "c": (neuron["c"] - REST) / SPAN, "d": neuron["d"] / SPAN}
 
     def project(neuron):
         return {**neuron, "a": jnp.clip(neuron["a"], 0.0, 1.0), "c": jnp.clip(neuron["c"], FLOOR, 1.0)}
@@ -255,10 +252,6 @@ def coba_lif(
         z = may_spike[1] * spike(v - threshold)
         return {"g_exc": g_exc, "g_inh": g_inh, "v": v * (1 - stop_gradient(z))}, z
 
-    def init(key, n):
-        keys = jax.random.split(key, len(taus))
-        return {name: draw(key, of, n) for key, (name, of) in zip(keys, taus.items(), strict=True)}
-
     rest, weights = zeros_state("g_exc", "g_inh", "v"), heterogeneous(0.6 * threshold)
     project = keep_time_constants(*taus)
-    return Cell(init, rest, step, weights, "coba_lif", project=project, ports=("exc", "inh"))
+    return Cell(drawn(**taus), rest, step, weights, "coba_lif", project=project, ports=("exc", "inh"))

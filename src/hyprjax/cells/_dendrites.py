@@ -15,6 +15,7 @@ from hyprjax.cells._parameters import (
     clip,
     constant,
     decay_of,
+    drawn,
     initial,
     positive,
     spike_function,
@@ -164,12 +165,8 @@ def two_compartment(
         z = may_spike[1] * spike(s - threshold)
         return {"d": d - gamma * z, "s": s - threshold * z}, z
 
-    def init(key, n):
-        keys = jax.random.split(key)
-        return {name: draw(key, of, n) for key, (name, of) in zip(keys, betas.items(), strict=True)}
-
     def project(neuron):
         return {name: jnp.clip(neuron[name], 0.0, 1.0) for name in betas}
 
     weights = heterogeneous(0.5 * threshold)
-    return Cell(init, zeros_state("d", "s"), step, weights, "two_compartment", project=project)
+    return Cell(drawn(**betas), zeros_state("d", "s"), step, weights, "two_compartment", project=project)

@@ -83,12 +83,16 @@ def _init(key, n):
     return {"rest": jnp.zeros(n)}
 
 
-def _gru_rest(neuron, batch_shape, dtype):
-    return {"h": jnp.broadcast_to(neuron["rest"], (*batch_shape, len(neuron["rest"]))).astype(dtype)}
+def _trained(name):
+    """The rest state of a unit whose variable `name` starts from a trained value."""
+
+    def rest(neuron, batch_shape, dtype):
+        return {name: jnp.broadcast_to(neuron["rest"], (*batch_shape, len(neuron["rest"]))).astype(dtype)}
+
+    return rest
 
 
-def _lstm_rest(neuron, batch_shape, dtype):
-    return {"c": jnp.broadcast_to(neuron["rest"], (*batch_shape, len(neuron["rest"]))).astype(dtype)}
+_gru_rest, _lstm_rest = _trained("h"), _trained("c")
 
 
 def _gru_step(neuron, state, current):

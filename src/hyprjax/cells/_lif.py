@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 from jax.lax import stop_gradient
 
 from hyprjax import surrogate
@@ -10,6 +9,7 @@ from hyprjax._cell import Cell, Init, draw, zeros_state
 from hyprjax.cells._parameters import (
     ALWAYS,
     decay_of,
+    drawn,
     initial,
     keep_time_constants,
     positive,
@@ -132,10 +132,7 @@ def cuba_lif(
         z = may_spike[1] * spike(v - threshold)
         return {"i": i, "v": v * (1 - stop_gradient(z))}, z
 
-    def init(key, n):
-        keys = jax.random.split(key)
-        return {"tau": draw(keys[0], tau, n), "tau_syn": draw(keys[1], tau_syn, n)}
-
+    init = drawn(tau=tau, tau_syn=tau_syn)
     constants, project = (("threshold", threshold),), keep_time_constants("tau", "tau_syn")
     return Cell(init, zeros_state("i", "v"), step, heterogeneous(2.5 * threshold), "cuba_lif", constants, project)
 
@@ -203,9 +200,6 @@ def alif(
         v = decay_of(neuron["tau"]) * v + current - threshold * reset_gradient(z_previous)
         return {"v": v, "a": a}, now * fire(neuron, v, a)
 
-    def init(key, n):
-        keys = jax.random.split(key, 3)
-        return {"tau": draw(keys[0], tau, n), "tau_a": draw(keys[1], tau_a, n), "beta": draw(keys[2], beta, n)}
-
+    init = drawn(tau=tau, tau_a=tau_a, beta=beta)
     project = keep_time_constants("tau", "tau_a")
     return Cell(init, zeros_state("v", "a"), step, heterogeneous(1.4 * threshold), "alif", project=project)

@@ -12,10 +12,20 @@ from jax.lax import stop_gradient
 from jaxtyping import Array
 
 from hyprjax import surrogate
-from hyprjax._cell import Init, NeuronParams, ProjectFn
+from hyprjax._cell import Init, InitFn, NeuronParams, ProjectFn, draw
 
 MIN_TAU = 0.1  # steps
 ALWAYS = (1.0, 1.0)  # whether a neuron may spike in the step before and in this one, see `refractory`
+
+
+def drawn(**parameters: Init) -> InitFn:
+    """The `init` of a model with these initial values, each drawn with a key of its own."""
+
+    def init(key: Array, n: int) -> NeuronParams:
+        keys = jax.random.split(key, len(parameters))
+        return {name: draw(key, of, n) for key, (name, of) in zip(keys, parameters.items(), strict=True)}
+
+    return init
 
 
 def decay_of(tau: Array) -> Array:
