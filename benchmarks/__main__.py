@@ -1,11 +1,13 @@
-"""Speed and memory of HYPR beside BPTT and explicit traces step by step, all rules interleaved in one process.
+"""Speed and memory of HYPR beside BPTT, checkpointed BPTT and explicit traces, all rules interleaved in one process.
 
     python -m benchmarks                 the whole table
     python -m benchmarks --quick         one case per neuron model (a few minutes)
     python -m benchmarks --cells brf --neurons 128 --batch 32 --steps 1000 --segment-lengths 50 100 250
 
 Times are medians over several rounds, each of which runs every rule once; compile times and compiled
-temporary memory are those of the whole gradient. Ratios matter, milliseconds are the machine's.
+temporary memory are those of the whole gradient. "/best" is relative to the faster of plain and checkpointed BPTT. The
+rules that begin with "online" update the parameters with Adam after every segment. Ratios matter, milliseconds are the
+machine's.
 """
 
 import argparse
@@ -35,6 +37,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes B")
     parser.add_argument("--steps", type=int, nargs="+", default=[250, 1000, 4000], help="sequence lengths T")
     parser.add_argument("--segment-lengths", type=int, nargs="+", default=[50, 100, 250], help="of HYPR")
+    parser.add_argument(
+        "--online-lengths", type=int, nargs="+", default=[10, 25, 50, 100, 250], help="steps per update, online"
+    )
     parser.add_argument(
         "--scans",
         nargs="+",
@@ -88,6 +93,8 @@ def measure(case, functions, params, xs, options):
         row["ms"] = float(np.median(row["ms"]))
         row["steps_per_s"] = 1e3 * case.steps / row["ms"]
     for row in rows.values():
+        best = min((other["ms"] for other in rows.values() if rules.is_exact(other["rule"])), default=None)
+        row["to_best_bptt"] = row["ms"] / best if best else None
         for base in ("bptt", "step by step"):
             row[f"to_{base}"] = row["ms"] / rows[base]["ms"] if base in rows else None
     return list(rows.values())
@@ -95,11 +102,11 @@ def measure(case, functions, params, xs, options):
 
 def table(rows):
     """The rows as an aligned text table."""
-    lines = [f"{'rule':<28}{'ms':>10}{'/BPTT':>8}{'/steps':>9}{'MB':>10}{'compile s':>11}{'steps/s':>10}"]
+    lines = [f"{'rule':<28}{'ms':>10}{'/best':>8}{'/BPTT':>8}{'/steps':>9}{'MB':>10}{'compile s':>11}{'steps/s':>10}"]
     for row in rows:
-        ratios = [f"{row[key]:.3f}" if row[key] else "-" for key in ("to_bptt", "to_step by step")]
+        ratios = [f"{row[key]:.3f}" if row[key] else "-" for key in ("to_best_bptt", "to_bptt", "to_step by step")]
         lines.append(
-            f"{row['rule']:<28}{row['ms']:>10.1f}{ratios[0]:>8}{ratios[1]:>9}{row['memory_mb']:>10.1f}"
+            f"{row['rule']:<28}{row['ms']:>10.1f}{ratios[0]:>8}{ratios[1]:>8}{ratios[2]:>9}{row['memory_mb']:>10.1f}"
             f"{row['compile_s']:>11.2f}{row['steps_per_s']:>10.0f}"
         )
     return "\n".join(lines)
@@ -131,7 +138,7 @@ def main(arguments=None):
         error = rules.check_step_by_step(case)
         assert error < 1e-3, f"the gradient step by step differs from HYPR at λ = 1 by {error}"
         params, xs, loss_fn = rules.problem(case)
-        functions = rules.all_rules(case, loss_fn, options.segment_lengths, options.scans)
+        functions = rules.all_rules(case, loss_fn, options.segment_lengths, options.scans, options.online_lengths)
         if not options.no_external:
             functions |= external.all_rules(case)
         new = measure(case, functions, params, xs, options)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import hyprjax as hj
-from hyprjax._sequence import default_length
+from hyprjax._sequence import bptt_length, default_length
 
 TAU = 20.0  # of the readout, in steps
 READOUT = hj.leaky_integrator(TAU)
@@ -152,25 +152,91 @@ def step_by_step(case: Case) -> Callable:
     return value_and_grad
 
 
-def all_rules(case: Case, loss_fn: Callable, segment_lengths: list[int], scans: list[str]) -> dict[str, Callable]:
-    """Every rule of hyprjax itself by its label; those of HYPR end with the segment length, the default included."""
+def checkpointed(loss_fn: Callable, segment_length: int) -> Callable:
+    """BPTT in plain JAX that keeps the state between segments alone and runs each once more: the baseline to beat."""
+    net = hj.stream(loss_fn)
+
+    @jax.checkpoint
+    def segment(params, carry, xs):
+        return net.apply(params, carry, xs)
+
+    def loss(params, xs):
+        steps = len(xs["labels"])
+        full, rest = divmod(steps, segment_length)
+        pieces = jax.tree.map(lambda x: x[: full * segment_length].reshape(full, segment_length, *x.shape[1:]), xs)
+        first = jax.tree.map(lambda x: x[0], pieces)
+        carry, losses = jax.lax.scan(
+            lambda carry, piece: segment(params, carry, piece)[::-1], net.init(params, first), pieces
+        )
+        total = losses.sum() * segment_length
+        if rest:
+            total += rest * segment(params, carry, jax.tree.map(lambda x: x[-rest:], xs))[0]
+        return total / steps
+
+    return jax.value_and_grad(loss)
+
+
+def online(loss_fn: Callable, segment_length: int, *, hypr: bool) -> Callable:
+    """An update of Adam after every segment, by HYPR or by BPTT that ends there: `(params, xs) -> (loss, params)`.
+
+    Steps beyond a whole number of segments are left out.
+    """
+    optimiser = optax.adam(1e-3)
+    learner = hj.hypr_stream(loss_fn) if hypr else hj.stream(loss_fn)
+
+    def gradient(params, carry, xs):
+        if hypr:
+            return learner.value_and_grad(params, carry, xs)
+        (loss, carry), grads = jax.value_and_grad(learner.apply, has_aux=True)(params, carry, xs)
+        return (loss, grads), carry
+
+    def learn(params, xs):
+        full = len(xs["labels"]) // segment_length
+        pieces = jax.tree.map(lambda x: x[: full * segment_length].reshape(full, -1, *x.shape[1:]), xs)
+
+        def step(learning, piece):
+            params, state, carry = learning
+            (loss, grads), carry = gradient(params, carry, piece)
+            updates, state = optimiser.update(grads, state)
+            return (optax.apply_updates(params, updates), state, carry), loss
+
+        carry = learner.init(params, jax.tree.map(lambda x: x[0], pieces))
+        (params, _, _), losses = jax.lax.scan(step, (params, optimiser.init(params), carry), pieces)
+        return losses.mean(), params
+
+    return learn
+
+
+def all_rules(
+    case: Case, loss_fn: Callable, segment_lengths: list[int], scans: list[str], online_lengths: list[int]
+) -> dict[str, Callable]:
+    """Every rule of hyprjax itself by its label, which ends with the segment length; the default one is included."""
     default = default_length(case.steps)
     lengths = sorted({default, *(length for length in segment_lengths if length <= case.steps)})
     model = network(case)
     rules = {"forward": loss_fn, "bptt": jax.value_and_grad(loss_fn)}
-    rules["bptt checkpointed"] = jax.value_and_grad(loss_of(hj.bptt(model)))
-    rules[f"wrapped hypr {default}"] = jax.value_and_grad(loss_of(hj.hypr(model)))
+    for length in sorted({bptt_length(case.steps), min(250, case.steps)}):
+        rules[f"bptt checkpointed {length}"] = checkpointed(loss_fn, length)
+    rules[f"hj.bptt {bptt_length(case.steps)}"] = jax.value_and_grad(loss_of(hj.bptt(model)))
+    rules[f"hj.hypr {default}"] = jax.value_and_grad(loss_of(hj.hypr(model)))
     for scan in scans:
         for length in lengths:
             rules[f"hypr {scan} {length}"] = hj.hypr_value_and_grad(loss_fn, segment_length=length, scan=scan)
-    for length in lengths:
-        rules[f"hypr segment-credit {length}"] = hj.hypr_value_and_grad(
-            loss_fn, segment_length=length, recurrent_credit="segment"
-        )
+    credit = hj.hypr_value_and_grad(loss_fn, segment_length=default, recurrent_credit="segment")
+    rules[f"hypr segment-credit {default}"] = credit
     rules[f"e-prop {default}"] = eprop(case)
+    for length in online_lengths:
+        if length <= case.steps:
+            rules[f"online hypr {length}"] = online(loss_fn, length, hypr=True)
+            rules[f"online bptt {length}"] = online(loss_fn, length, hypr=False)
     if case.batch * case.steps * case.neurons * (case.inputs + case.neurons) < 5e9:  # beyond, it takes minutes
         rules["step by step"] = step_by_step(case)
     return rules
+
+
+def is_exact(rule: str) -> bool:
+    """Whether this is one of the exact gradients in plain JAX, the faster of which is what others compare with."""
+    return rule == "bptt" or rule.startswith("bptt checkpointed")
 
 
 def check_step_by_step(case: Case) -> float:

@@ -42,11 +42,11 @@ def main(arguments=None):
     network = network._replace(dropout=0.0)
     batches = data.size // batch_size
     optimiser = make_optimiser(options.epochs * batches)
-    rules = {("bptt", data.steps): training.value_and_grad(network.loss, "bptt")}
+    rules = {("bptt", data.steps): training.value_and_grad(network, "bptt")}
     for rule in ("hypr", "hypr-segment"):
         for length in options.segment_lengths:
             if (rule, length) != ("hypr-segment", 1):  # the same as hypr at 1
-                rules[rule, length] = training.value_and_grad(network.loss, rule, length)
+                rules[rule, length] = training.value_and_grad(network, rule, length)
 
     @jax.jit
     def compare(params, batch):

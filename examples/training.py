@@ -26,7 +26,7 @@ from tqdm import tqdm
 import hyprjax as hj
 from hyprjax.data import Dataset
 
-RULES = ("bptt", "hypr", "hypr-segment", "hypr-online", "tbptt-online")
+RULES = ("bptt", "hypr", "hypr-segment", "hypr-online", "hypr-segment-online", "tbptt-online")
 ONLINE_LENGTH = 50  # steps between updates unless something else is asked for
 REPORTS = ("loss", "valid_loss", "valid_accuracy")
 
@@ -49,10 +49,14 @@ class Network(NamedTuple):
                 signal = jnp.where(keep, signal / (1 - self.dropout), 0)
         return signal
 
-    def loss(self, params, xs):
-        """Cross entropy at every step that counts; what `jax.grad` and `hypr_grad` take."""
+    def losses(self, params, xs):
+        """Cross entropy `[T, B]`, nothing at the steps that do not count."""
         losses = optax.softmax_cross_entropy_with_integer_labels(self.logits(params, xs), xs["targets"])
-        return (losses * xs["weights"]).mean()
+        return losses * xs["weights"]
+
+    def loss(self, params, xs):
+        """Its mean; what `jax.grad` and `hypr_grad` take."""
+        return self.losses(params, xs).mean()
 
 
 def stack(hidden, readout, sizes, *, weights=None, bias=True, recurrent=True, dropout=0.0):
@@ -70,12 +74,13 @@ def stack(hidden, readout, sizes, *, weights=None, bias=True, recurrent=True, dr
     return Network(cells, init, dropout)
 
 
-def value_and_grad(loss_fn, rule, segment_length=None):
-    """The gradient of a loss by the rule's name."""
+def value_and_grad(network, rule, segment_length=None):
+    """The gradient of a network's loss by the rule's name."""
     if rule == "bptt":
-        return jax.value_and_grad(loss_fn)
+        losses = hj.bptt(network.losses)
+        return jax.value_and_grad(lambda params, xs: losses(params, xs).mean())
     credit = {"hypr": "none", "hypr-segment": "segment"}[rule]
-    return hj.hypr_value_and_grad(loss_fn, segment_length=segment_length, recurrent_credit=credit)
+    return hj.hypr_value_and_grad(network.loss, segment_length=segment_length, recurrent_credit=credit)
 
 
 def learner(
@@ -97,11 +102,11 @@ def learner(
         return hj.project(network.cells, params) if project else params, state
 
     learn = _online if rule.endswith("online") else _offline
-    return learn(network.loss, rule, update, segment_length)
+    return learn(network, rule, update, segment_length)
 
 
-def _offline(loss_fn, rule, update, segment_length):
-    gradient = value_and_grad(loss_fn, rule, segment_length)
+def _offline(network, rule, update, segment_length):
+    gradient = value_and_grad(network, rule, segment_length)
 
     def learn(params, state, batch):
         loss, grads = gradient(params, batch)
@@ -110,12 +115,13 @@ def _offline(loss_fn, rule, update, segment_length):
     return learn
 
 
-def _online(loss_fn, rule, update, segment_length):
+def _online(network, rule, update, segment_length):
     """State (and traces) at rest at the start of the batch; the same segments for HYPR and truncated BPTT."""
-    if rule == "hypr-online":
-        init, value_and_grad = hj.hypr_stream(loss_fn)
+    if rule.startswith("hypr"):
+        credit = "segment" if rule == "hypr-segment-online" else "none"
+        init, value_and_grad = hj.hypr_stream(network.loss, recurrent_credit=credit)
     else:
-        init, apply = hj.stream(loss_fn)
+        init, apply = hj.stream(network.loss)
 
         def value_and_grad(params, carry, segment):
             (loss, carry), grads = jax.value_and_grad(apply, has_aux=True)(params, carry, segment)
@@ -209,7 +215,7 @@ def train(
     options: dict[str, Any] | None = None,
     save_every=10,
 ) -> Result:
-    """Trains one network per seed, all at once, and tests each one's best-validation model.
+    """Trains one network per seed, all at once, and tests each one's best-validation model, or without any its last.
 
     `optimiser` makes an optimiser from the number of updates in all. `average` is the decay, per batch, of an average
     over the parameters; validated and tested is that average. `project` says whether an update ends with
@@ -243,7 +249,9 @@ def train(
         per_batch = shuffled.reshape(batches, batch_size), jax.random.split(key, batches)
         learning = state["params"], state["average"], state["optimiser"]
         (params, averaged, optimiser_state), losses = jax.lax.scan(update, learning, per_batch)
-        valid_loss, valid_accuracy = evaluate(network, averaged, train_data, state["order"][:held_out])
+        valid_loss, valid_accuracy = -jnp.float32(number), jnp.nan  # nothing held out: the last model is the best
+        if held_out:
+            valid_loss, valid_accuracy = evaluate(network, averaged, train_data, state["order"][:held_out])
         new = {"params": averaged, "loss": valid_loss, "accuracy": valid_accuracy}
         best = jax.tree.map(lambda a, b: jnp.where(valid_loss < state["best"]["loss"], a, b), new, state["best"])
         report = {"loss": losses.mean(), "valid_loss": valid_loss, "valid_accuracy": valid_accuracy}
@@ -252,7 +260,7 @@ def train(
 
     seeds = jnp.asarray(seeds)
     state = jax.jit(jax.vmap(start))(seeds)
-    compiled = jax.jit(jax.vmap(epoch, in_axes=(0, None, 0))).lower(seeds, 0, state).compile()
+    compiled = jax.jit(jax.vmap(epoch, in_axes=(0, None, 0))).lower(seeds, jnp.int32(0), state).compile()
     history = {name: np.full((epochs, len(seeds)), np.nan, np.float32) for name in REPORTS}
     run = {"state": state, "history": history, "seconds": np.full(epochs, np.nan)}
     settings = {"rule": rule, "seeds": seeds.tolist(), "epochs": epochs, "batch_size": batch_size}
@@ -265,7 +273,7 @@ def train(
     progress = tqdm(range(first, epochs), desc=rule, unit="epoch", initial=first, total=epochs)
     for number in progress:
         begin = time.perf_counter()
-        run["state"], report = jax.block_until_ready(compiled(seeds, number, run["state"]))
+        run["state"], report = jax.block_until_ready(compiled(seeds, jnp.int32(number), run["state"]))
         run["seconds"][number] = time.perf_counter() - begin
         for name, values in report.items():
             run["history"][name][number] = values
@@ -305,6 +313,7 @@ def parser(doc: str, **defaults) -> argparse.ArgumentParser:
         "--average", type=float, default=0.0, help="decay per batch of the average of parameters tested"
     )
     add_project(result)
+    result.add_argument("--validation", type=float, default=0.1, help="part of the training data held out; 0: none")
     result.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")
     result.add_argument("--out", type=Path, default=None, help="CSV file to append the results to")
     result.set_defaults(**defaults)
@@ -334,6 +343,7 @@ def run(task: str, cell: str, network, data, optimiser, options, **settings) -> 
             segment_length=options.segment_length,
             average=options.average,
             project=options.project,
+            validation=options.validation,
             checkpoint=folder,
             options=of_run,
             **settings,

@@ -27,8 +27,10 @@ def test_a_small_benchmark_runs(tmp_path, capsys):
     )
     result = json.loads((tmp_path / "benchmarks.json").read_text())
     rules = {row["rule"] for row in result["rows"] if row["steps"] == 40}
-    hypr = {f"hypr {kind} {length}" for kind in ("sequential", "segment-credit") for length in (10, 40)}  # 40: default
-    assert rules == {"forward", "bptt", "bptt checkpointed", "wrapped hypr 40", "e-prop 40", "step by step", *hypr}
+    hypr = {"hypr sequential 10", "hypr sequential 40", "hypr segment-credit 40"}  # 40: the default
+    exact = {"bptt", "bptt checkpointed 8", "bptt checkpointed 40", "hj.bptt 8"}
+    online = {"online hypr 10", "online bptt 10", "online hypr 25", "online bptt 25"}
+    assert rules == {"forward", "hj.hypr 40", "e-prop 40", "step by step", *exact, *online, *hypr}
     assert all(row["ms"] > 0 and row["memory_mb"] > 0 and row["compile_s"] > 0 for row in result["rows"])
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
     assert "steps/s" in capsys.readouterr().out

@@ -96,19 +96,23 @@ def testdefault_length(steps, length):
 
 
 @pytest.mark.parametrize(
-    ("scan", "steps", "size", "expected"),
+    ("scan", "length", "steps", "size", "expected"),
     [
-        ("sequential", 250, 16, 1),
-        ("associative", 250, 4096, 10),
-        ("associative", 251, 4096, 1),
-        ("associative", 1, 1, 1),
-        ("auto", 250, 4096, 1),
-        ("auto", 250, 128, 10),
+        ("sequential", None, 250, 16, 1),
+        ("sequential", 5, 250, 16, 1),
+        ("associative", None, 250, 4096, 10),
+        ("associative", None, 251, 4096, 1),
+        ("associative", None, 1, 1, 1),
+        ("associative", 1, 250, 4096, 250),
+        ("associative", 4, 250, 4096, 125),
+        ("associative", 999, 250, 4096, 1),
+        ("auto", None, 250, 4096, 1),
+        ("auto", None, 250, 128, 10),
     ],
 )
-def test_chunks_of_a_segment_on_a_cpu(scan, steps, size, expected):
-    assert chunks(scan, steps, size) == expected
-    assert steps % chunks(scan, steps, size) == 0
+def test_chunks_of_a_segment_on_a_cpu(scan, length, steps, size, expected):
+    assert chunks(scan, length, steps, size) == expected
+    assert steps % chunks(scan, length, steps, size) == 0
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -144,7 +148,7 @@ def test_memory_of_bptt_is_that_of_carries_and_one_segment():
 
 
 @pytest.mark.parametrize(
-    ("steps", "length"), [(1, 1), (2, 1), (3, 1), (784, 28), (1000, 25), (1300, 26), (1301, 37), (16_000, 125)]
+    ("steps", "length"), [(1, 1), (2, 2), (3, 1), (784, 28), (1000, 40), (1300, 50), (1301, 37), (16_000, 128)]
 )
 def test_default_segment_length_of_bptt(steps, length):
     assert bptt_length(steps) == length

@@ -119,6 +119,15 @@ def test_training_learns_and_reports_the_best_model(problem, rule):
     assert np.allclose(result.valid_accuracy, result.history["valid_accuracy"][best, [0, 1]])
 
 
+def test_without_validation_data_the_last_model_is_tested(problem):
+    import optax
+
+    settings = {"optimiser": lambda updates: optax.adam(0.02), "epochs": 3, "batch_size": 8, "validation": 0}
+    result = training.train(*problem, rule="hypr-online", segment_length=7, **settings)
+    assert np.array_equal(result.test_accuracy, result.last_accuracy)
+    assert np.isnan(result.valid_accuracy).all()
+
+
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, monkeypatch):
     import optax
 

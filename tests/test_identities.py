@@ -83,6 +83,15 @@ def test_gradient_of_one_layer_is_independent_of_segment_length(name, scan, rese
         assert_close(gradient(cells, params, xs, segment_length=segment_length, scan=scan), expected)
 
 
+@pytest.mark.parametrize(("name", "resets"), [("brf", True), ("lif", False), ("custom", True)])
+@pytest.mark.parametrize("chunk_length", [1, 2, 4, 99])
+def test_the_length_of_chunks_changes_nothing(name, resets, chunk_length):
+    cells, params, xs = problem((name, "leaky_integrator"), steps=16, resets=resets)
+    options = {"segment_length": 8, "scan": "associative", "chunk_length": chunk_length}
+    expected = gradient(cells, params, xs, segment_length=8, scan="sequential")
+    assert_close(gradient(cells, params, xs, **options), expected)
+
+
 @pytest.mark.parametrize("short", [0, 99])
 def test_traces_are_the_same_from_gemms_and_from_outer_products(monkeypatch, short):
     cells, params, xs = problem(("custom",), batch_shape=(2, 3), resets=True)

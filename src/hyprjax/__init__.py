@@ -6,14 +6,14 @@ from hyprjax._bptt import bptt as bptt
 from hyprjax._calibrate import calibrate as calibrate
 from hyprjax._cell import Cell as Cell
 from hyprjax._cell import init_layer as init_layer
-from hyprjax._cell_report import check_cell as check_cell
+from hyprjax._checks.cell import check_cell as check_cell
+from hyprjax._checks.model import check as check
 from hyprjax._hypr import hypr as hypr
 from hyprjax._hypr import hypr_grad as hypr_grad
 from hyprjax._hypr import hypr_stream as hypr_stream
 from hyprjax._hypr import hypr_value_and_grad as hypr_value_and_grad
 from hyprjax._patches import patches as patches
 from hyprjax._project import project as project
-from hyprjax._report import check as check
 from hyprjax._sharding import shardings as shardings
 from hyprjax._stream import stream as stream
 from hyprjax._stream import unroll as unroll

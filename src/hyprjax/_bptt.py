@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _backward, _check, _program, _sequence, _sharding
+from hyprjax import _backward, _program, _sequence, _sharding
+from hyprjax._checks import arguments
 from hyprjax._segment import Options
 from hyprjax._sequence import Plan
 
@@ -62,7 +63,7 @@ def bptt(
       >>> all(bool(jnp.allclose(a, b)) for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(grads)))
       True
     """
-    length = _check.positive_int("segment_length", segment_length, optional=True)
+    length = arguments.positive_int("segment_length", segment_length, optional=True)
     options = {"time_axis": time_axis, "out_time_axis": out_time_axis, "check": check}
     return _sequence.wrap("bptt", fn, _model, length, _sequence.bptt_length, **options)
 

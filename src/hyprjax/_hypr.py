@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hyprjax import _backward, _check, _program, _sequence, _sharding
+from hyprjax import _backward, _program, _sequence, _sharding
 from hyprjax._backward import Wanted
+from hyprjax._checks import arguments
 from hyprjax._program import Program
 from hyprjax._segment import Carry, Options
 from hyprjax._sequence import Plan
@@ -41,6 +42,7 @@ def hypr(
     segment_length: int | None = None,
     recurrent_credit: str = "none",
     scan: str = "auto",
+    chunk_length: int | None = None,
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
@@ -70,6 +72,7 @@ def hypr(
       segment_length: time steps per segment; by default about 250, see `hypr_value_and_grad`.
       recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
+      chunk_length: see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
       traces: `"full"` or `"factored"`, see `hypr_stream`.
       trace_rank: see `hypr_stream`.
@@ -109,8 +112,8 @@ def hypr(
       >>> grads["hidden"]["w_rec"].shape
       (36, 36)
     """
-    length = _check.positive_int("segment_length", segment_length, optional=True)
-    run = partial(_model, _options(recurrent_credit, scan, trace_dtype, traces, trace_rank))
+    length = arguments.positive_int("segment_length", segment_length, optional=True)
+    run = partial(_model, _options(recurrent_credit, scan, chunk_length, trace_dtype, traces, trace_rank))
     options = {"time_axis": time_axis, "out_time_axis": out_time_axis, "check": check}
     return _sequence.wrap("hypr", fn, run, length, _sequence.default_length, **options)
 
@@ -146,6 +149,7 @@ def hypr_stream(
     recurrent_credit: str = "none",
     has_aux: bool = False,
     scan: str = "auto",
+    chunk_length: int | None = None,
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
@@ -171,9 +175,11 @@ def hypr_stream(
       recurrent_credit: `"none"`, the paper's rule: credit passes through a neuron's own state only.
         `"segment"`: inside a segment it also passes through `w_rec`, as in BPTT.
       has_aux: whether `loss_fn` returns `(loss, aux)`.
-      scan: how the linear recursions run: `"sequential"` (one reversed scan), `"associative"` (the segment in
-        about `√λ` chunks side by side, `λ` best a number with a divisor near that; the reversed scan of
-        `recurrent_credit="segment"` stays sequential) or `"auto"`: sequential on a CPU, unless the layer is small.
+      scan: how the linear recursions run: `"sequential"` (one reversed scan), `"associative"` (the segment in chunks
+        side by side, joined by `jax.lax.associative_scan`; the reversed scan of `recurrent_credit="segment"` stays
+        sequential) or `"auto"`: sequential on a CPU, unless the layer is small.
+      chunk_length: steps per chunk of the associative scan, or the next lower divisor of those of a segment; 1 for a
+        scan over single steps, which needs memory for the derivatives of each. By default about `√λ`.
       trace_dtype: dtype in which the traces of the weights wait between segments; that of the inputs by default.
         `jnp.bfloat16` halves their memory; docs/streams.md has the error that it makes.
       traces: `"full"`, or `"factored"` for large layers: traces of the weights of low rank, `B·(m+2n+1)·k·trace_rank`
@@ -203,7 +209,7 @@ def hypr_stream(
       ...     (loss, grads), carry = learner.value_and_grad(params, carry, segment)
       ...     params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     """
-    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
+    options = _options(recurrent_credit, scan, chunk_length, trace_dtype, traces, trace_rank)
 
     def init(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Carry, ...]:
         call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
@@ -213,8 +219,8 @@ def hypr_stream(
     def value_and_grad(
         params: PyTree, carry: tuple[Carry, ...], xs: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, PyTree], tuple[Carry, ...]]:
-        _check.carry_and_others("hypr_stream", "value_and_grad", params, carry, xs)
-        _check.floating("params", params)
+        arguments.carry_and_others("hypr_stream", "value_and_grad", params, carry, xs)
+        arguments.floating("params", params)
         call = _sequence.call(loss_fn, time_axis, params, _sharding.vary(xs, carry), args, kwargs)
         program, operands, of_params = _sequence.one_segment("hypr_stream", call, check=check)
         _check_loss(program, has_aux)
@@ -233,6 +239,7 @@ def hypr_value_and_grad(
     has_aux: bool = False,
     reduction: str | None = None,
     scan: str = "auto",
+    chunk_length: int | None = None,
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
@@ -268,6 +275,7 @@ def hypr_value_and_grad(
         of the loss, a sum or a mean over time steps, found by tracing it; `"mean"` where that is not seen, or not
         looked at (`check=False`).
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
+      chunk_length: see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
       traces: `"full"` or `"factored"`, see `hypr_stream`.
       trace_rank: see `hypr_stream`.
@@ -301,12 +309,12 @@ def hypr_value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
-    _check.choice("reduction", reduction, (None, "mean", "sum"))
-    length = _check.positive_int("segment_length", segment_length, optional=True)
-    options = _options(recurrent_credit, scan, trace_dtype, traces, trace_rank)
+    arguments.choice("reduction", reduction, (None, "mean", "sum"))
+    length = arguments.positive_int("segment_length", segment_length, optional=True)
+    options = _options(recurrent_credit, scan, chunk_length, trace_dtype, traces, trace_rank)
 
     def value_and_grad(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
-        _check.floating("params", params)
+        arguments.floating("params", params)
         call = _sequence.call(loss_fn, time_axis, params, xs, args, kwargs)
         length_here = length or _sequence.default_length(call.steps)
         plan, operands, found = _sequence.plan("hypr_grad", call, length_here, check=check)
@@ -347,6 +355,7 @@ def hypr_grad(
     has_aux: bool = False,
     reduction: str | None = None,
     scan: str = "auto",
+    chunk_length: int | None = None,
     trace_dtype: Any = None,
     traces: str = "full",
     trace_rank: int = 1,
@@ -376,6 +385,7 @@ def hypr_grad(
         has_aux=has_aux,
         reduction=reduction,
         scan=scan,
+        chunk_length=chunk_length,
         trace_dtype=trace_dtype,
         traces=traces,
         trace_rank=trace_rank,
@@ -460,12 +470,16 @@ def _sweep(
 # --- options and results --------------------------------------------------------------------------
 
 
-def _options(recurrent_credit: str, scan: str, trace_dtype: Any, traces: str, trace_rank: int) -> Options:
-    _check.choice("recurrent_credit", recurrent_credit, ("none", "segment"))
-    _check.choice("scan", scan, ("auto", "associative", "sequential"))
-    _check.choice("traces", traces, ("full", "factored"))
-    rank = _check.positive_int("trace_rank", trace_rank)
-    return Options(scan, recurrent_credit, _check.trace_dtype(trace_dtype), rank if traces == "factored" else None)
+def _options(
+    recurrent_credit: str, scan: str, chunk_length: int | None, trace_dtype: Any, traces: str, trace_rank: int
+) -> Options:
+    arguments.choice("recurrent_credit", recurrent_credit, ("none", "segment"))
+    arguments.choice("scan", scan, ("auto", "associative", "sequential"))
+    arguments.choice("traces", traces, ("full", "factored"))
+    rank = arguments.positive_int("trace_rank", trace_rank)
+    length = arguments.positive_int("chunk_length", chunk_length, optional=True)
+    rank = rank if traces == "factored" else None
+    return Options(scan, length, recurrent_credit, arguments.trace_dtype(trace_dtype), rank)
 
 
 def _loss(program: Program, results: Sequence[Array], has_aux: bool) -> Any:
@@ -475,11 +489,11 @@ def _loss(program: Program, results: Sequence[Array], has_aux: bool) -> Any:
 
 
 def _check_loss(program: Program, has_aux: bool) -> None:
-    (_check.loss_and_aux if has_aux else _check.loss)(_program.results(program))
+    (arguments.loss_and_aux if has_aux else arguments.loss)(_program.results(program))
 
 
 def reduction_over_segments(asked: str | None, found: str | None) -> str:
-    """`"mean"` or `"sum"`, from what the user asks for and what `_time.check` finds."""
+    """`"mean"` or `"sum"`, from what the user asks for and what `time.check` finds."""
     if asked is None and found == "neither":
         raise ValueError(
             "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, or one without "

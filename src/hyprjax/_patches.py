@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from hyprjax import _check
+from hyprjax._checks import arguments
 
 
 def patches(
@@ -62,7 +62,7 @@ def patches(
             "images of one channel are x[..., None]"
         )
     (kh, kw), (down, across) = _pair("window", window), _pair("stride", stride)
-    _check.choice("patches: padding", padding, ("SAME", "VALID"))
+    arguments.choice("patches: padding", padding, ("SAME", "VALID"))
     h, w = x.shape[-3:-1]
     if padding == "VALID" and (kh > h or kw > w):
         raise ValueError(
@@ -90,5 +90,5 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     values = (value, value) if np.ndim(value) == 0 else tuple(value)  # pyright: ignore[reportArgumentType]
     if len(values) != 2:
         raise ValueError(f"patches: {name} must be an int or a pair (height, width), got {value!r}")
-    height, width = (_check.positive_int(f"patches: {name}", one) for one in values)
+    height, width = (arguments.positive_int(f"patches: {name}", one) for one in values)
     return height, width

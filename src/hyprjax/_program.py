@@ -31,9 +31,10 @@ from jax.extend import source_info_util
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _segment, _sharding
-from hyprjax._axis import scan_lengths
+from hyprjax import _segment, _sharding
 from hyprjax._cell import Cell, Params
+from hyprjax._checks import arguments
+from hyprjax._checks.axis import scan_lengths
 from hyprjax._fingerprint import fingerprint
 from hyprjax._segment import Carry, Options
 
@@ -456,5 +457,5 @@ def check_carry(
 ) -> tuple[Carry, ...]:
     """The carry a user gave, if it is one that this program takes."""
     want = _shape_of_rest(program, options, tuple(map(jax.typeof, operands)))
-    _check.carry(name, carry, want)
+    arguments.carry(name, carry, want)
     return tuple(carry)

@@ -11,7 +11,8 @@ A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row ba
 Both are linear, so a segment may be cut into chunks that are pulled back side by side, each from a zero row for `q` and
 from unit rows for `R`, and joined afterwards. A row that comes to the end of chunk `c` as `e` leaves its start as
 `e R_c`, and gives each step in it `e` times what the unit rows gave; the signal's row adds the chunk's own `q_c`, and
-what that gave.
+what that gave. These affine maps compose, so `jax.lax.associative_scan` finds the `e` of all chunks at once: the depth
+is that of one chunk and the logarithm of their number.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def _pull_chunks(
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
-        pull = jax.lax.optimization_barrier(pull)  # otherwise every row evaluates the surrogate derivative for itself
+        if propagate:  # otherwise every row evaluates the surrogate derivative for itself
+            pull = jax.lax.optimization_barrier(pull)
         signal, *propagation = rows
         silent = jax.tree.map(_sharding.zeros_like, zeta)
         pulled = [pull((signal, zeta)), *[pull((row, silent)) for row in propagation]]
@@ -126,6 +128,7 @@ def _pull_chunks(
 
     for _ in range(zeros.ndim - 1):
         pull_one = jax.vmap(pull_one)
+    w_back = jax.lax.optimization_barrier([None if w is None else w.T for w in w_rec or ()])  # transposed once
 
     def pull(carry, t):
         rows, of_neuron, feedback = carry
@@ -137,8 +140,8 @@ def _pull_chunks(
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
         if w_rec is not None:
             like = _sharding.over(zeros, *_sharding.spec(zeros))
-            recurrent = [(delta, w) for delta, w in zip(deltas[0], w_rec, strict=True) if w is not None]
-            back = [jnp.matmul(delta, w.T, out_sharding=like) for delta, w in recurrent]
+            recurrent = [(delta, w) for delta, w in zip(deltas[0], w_back, strict=True) if w is not None]
+            back = [jnp.matmul(delta, w, out_sharding=like) for delta, w in recurrent]
             feedback = sum(back[1:], back[0])
             feedback = feedback if reset is None else _sharding.where(reset, 0, feedback)
         return (rows, of_neuron, feedback), deltas
@@ -159,17 +162,21 @@ def _in_the_last(zeros: Array, x: Array) -> Array:
 
 def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
     """The rows of the whole segment from those of its chunks."""
-    zeros, k = _sharding.zeros_like(signal.state[0][0]), len(units)
+    zeros, k = _sharding.zeros_like(signal.state[0]), len(units)
     through = lambda row, parts: [dot(row, part) for part in zip(*parts, strict=True)]  # noqa: E731
 
-    def enter_chunk_before(ends, chunk):
-        q, R = chunk
-        starts = [through(end, R) for end in ends]
-        return [list(map(operator.add, starts[0], q)), *starts[1:]], ends
+    def compose(later, earlier):
+        """What two neighbouring chunks make of a row together: `e R + q`."""
+        (R, q), (R_earlier, q_earlier) = later, earlier
+        return [through(row, R_earlier) for row in R], list(map(operator.add, through(q, R_earlier), q_earlier))
 
-    ends = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
-    chunks = signal.state, [unit.state for unit in units]
-    starts, ends = jax.lax.scan(enter_chunk_before, ends, chunks, reverse=True)
+    own = [unit.state for unit in units], signal.state
+    R, q = jax.lax.associative_scan(compose, own, reverse=True)  # of all chunks from this one to the last
+    # A chunk's end is the start of the next; the last one ends with unit rows, and zeros for q.
+    of_next = lambda x, last: jnp.concatenate([x[1:], last[:1]])  # noqa: E731
+    ends = [jax.tree.map(of_next, q, [zeros] * k)]
+    if propagate:
+        ends += [jax.tree.map(of_next, R[c], _unit(zeros, c, k)) for c in range(k)]
 
     def whole(start, end, own):
         current = through([e[:, None] for e in end], [unit.current for unit in units])
@@ -178,9 +185,10 @@ def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
             current, neuron = (
                 list(map(operator.add, *both)) for both in ((current, own.current), (neuron, own.neuron))
             )
-        return Row(start, [jax.lax.collapse(x, 0, 2) for x in current], [part.sum(0) for part in neuron])
+        at_start = [x[0] for x in start]
+        return Row(at_start, [jax.lax.collapse(x, 0, 2) for x in current], [part.sum(0) for part in neuron])
 
-    owns = [signal, *[None] * (len(starts) - 1)]
+    starts, owns = [q, *R][: len(ends)], [signal, *[None] * k][: len(ends)]
     return [whole(*row) for row in zip(starts, ends, owns, strict=True)]
 
 
@@ -194,12 +202,14 @@ def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
     return reduce(operator.add, map(operator.mul, row, column))
 
 
-def chunks(scan: str, steps: int, size: int) -> int:
+def chunks(scan: str, chunk_length: int | None, steps: int, size: int) -> int:
     """Into how many chunks the back end of this name cuts a segment of `steps`, of `size` neurons times batch elements.
 
-    `"associative"`: about `√steps`, so that the scan in the chunks and the one over them are equally long. `"auto"` is
-    `"sequential"` on a CPU once a step has work enough for it (2048 was measured, docs/performance.md).
+    Of `chunk_length` steps, or the next lower divisor of `steps`; None for about `√steps`. `"auto"` is `"sequential"`
+    on a CPU once a step has work enough for it (2048 was measured, docs/performance.md).
     """
     if scan == "sequential" or (scan == "auto" and size >= 2048 and jax.default_backend() == "cpu"):
         return 1
-    return max(divisor for divisor in range(1, math.isqrt(steps) + 1) if steps % divisor == 0)
+    if chunk_length is None:
+        return max(divisor for divisor in range(1, math.isqrt(steps) + 1) if steps % divisor == 0)
+    return steps // max(divisor for divisor in range(1, min(chunk_length, steps) + 1) if steps % divisor == 0)

@@ -72,6 +72,7 @@ class Options(NamedTuple):
 
     Attributes:
       scan: `"auto"`, `"sequential"` or `"associative"`.
+      chunk_length: steps per chunk of the associative back end; None for about the root of those of the segment.
       recurrent_credit: `"none"` or `"segment"`.
       trace_dtype: of the traces of the weights between segments; None for that of the inputs.
       trace_rank: of the traces of the weights, see `_factored`; None for full ones.
@@ -81,6 +82,7 @@ class Options(NamedTuple):
     """
 
     scan: str = "auto"
+    chunk_length: int | None = None
     recurrent_credit: str = "none"
     trace_dtype: Any = None
     trace_rank: int | None = None
@@ -435,27 +437,27 @@ def _p_stage(cell, options, residuals, cotangents):
         reset,
         zeta,
         propagate=not (options.last or options.exact),
-        chunks=1 if explicit else _recursion.chunks(options.scan, len(steps), math.prod(steps.shape[1:])),
+        chunks=1 if explicit else _recursion.chunks(*options[:2], len(steps), math.prod(steps.shape[1:])),
         w_rec=[port.w_rec for port in ports] if explicit else None,
         end=(jax.tree.leaves(after.state), after.output) if options.exact else None,
     )
 
     last = _last_outputs(output, outputs if past.output is None else past.output, reset) if recurrent else None
-    one = _sharding.zeros_like(_sharding.gather(steps)[..., :1]) + 1
-    presynaptic = [_presynaptic(port, last, one) for port in ports]
     time_and_batch = tuple(range(steps.ndim - 1))
-    of_neurons = _sharding.over(one, None, _sharding.spec(_any(params["w_in"]))[-1])
+    of_neurons = _sharding.over(steps, None, _sharding.spec(_any(params["w_in"]))[-1])
     d_neuron = [of.sum(time_and_batch[:-1]) for of in signal.neuron]
 
-    def of_port(i, port):
-        dW = jnp.tensordot(presynaptic[i], signal.current[i], (time_and_batch, time_and_batch), out_sharding=of_neurons)
-        of_inputs = None
+    def of_port(delta, port):
+        gemm = lambda p: jnp.tensordot(p, delta, (time_and_batch, time_and_batch), out_sharding=of_neurons)  # noqa: E731
+        of_inputs = of_w_in = None
         if port.w_in is not None:
-            like = _sharding.over(one, *_sharding.spec(port.inputs))
-            of_inputs = jnp.matmul(signal.current[i], port.w_in.T, out_sharding=like)
-        return _split(dW, port, of_inputs)
+            like = _sharding.over(steps, *_sharding.spec(port.inputs))
+            of_inputs = jnp.matmul(delta, port.w_in.T, out_sharding=like)
+            of_w_in = gemm(_sharding.gather(port.inputs))
+        of_w_rec = None if port.w_rec is None else gemm(last)
+        return Synapses(of_inputs, of_w_in, of_w_rec, None if port.bias is None else delta.sum(time_and_batch))
 
-    by_port = list(map(of_port, range(len(ports)), ports))
+    by_port = list(map(of_port, signal.current, ports))
     d_inputs = _ports.of_inputs(cell, inputs, by_port)
     d_params = _ports.of_params(cell, params, by_port)
     d_params |= {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
@@ -469,10 +471,10 @@ def _p_stage(cell, options, residuals, cotangents):
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))
-        R = [row.state for row in propagation]
+        R, one = [row.state for row in propagation], _sharding.zeros_like(_sharding.gather(steps)[..., :1]) + 1
         synapses = [
-            _next_synapses(p, R, [row.current[i] for row in propagation], of_port, options.first)
-            for i, (p, of_port) in enumerate(zip(presynaptic, _ports.apart(cell, kept.synapses), strict=True))
+            _next_synapses(_presynaptic(port, last, one), R, [row.current[i] for row in propagation], of, options.first)
+            for i, (port, of) in enumerate(zip(ports, _ports.apart(cell, kept.synapses), strict=True))
         ]
         of_neuron = [_through(row.state, kept.neuron, row.neuron) for row in propagation]
         next_traces = Traces(_ports.join(cell, synapses), of_neuron)

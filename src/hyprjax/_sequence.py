@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _program, _sharding, _time
+from hyprjax import _program, _sharding
+from hyprjax._checks import arguments, time
 from hyprjax._program import Program
 
 
@@ -40,7 +41,7 @@ class Call(NamedTuple):
 
 def call(fn: Callable[..., PyTree], time_axis: Any, params: PyTree, xs: PyTree, args: Any, kwargs: Any) -> Call:
     """Flattens the arguments; what is not an array (and, in `args` and `kwargs`, a Python number) stays as it is."""
-    steps, of_xs = _check.time_axes(xs, time_axis)
+    steps, of_xs = arguments.time_axes(xs, time_axis)
     leaves, tree = jax.tree.flatten((params, xs, args, kwargs))
     before, data = len(jax.tree.leaves(params)), len(of_xs)
     axes = [*[None] * before, *of_xs, *[None] * (len(leaves) - before - data)]
@@ -106,11 +107,11 @@ def plan(
 ) -> tuple[Plan, list[Array], str | None]:
     """How to run a call in segments of `length`.
 
-    With `check`, a program that differs from that of the whole sequence is refused; `results` as in `_time.check`, or a
+    With `check`, a program that differs from that of the whole sequence is refused; `results` as in `time.check`, or a
     function that makes it from the program.
 
     Returns:
-      The plan, its operands (those of the call, then what the function closes over), and what `_time.check` finds.
+      The plan, its operands (those of the call, then what the function closes over), and what `time.check` finds.
     """
     length = min(length, call.steps)
     full, rest = divmod(call.steps, length)
@@ -133,7 +134,7 @@ def plan(
 
 
 def _followed(name: str, call: Call, trace: Callable[[int], Any], length: int, rest: int, results: Any) -> str | None:
-    """What `_time.check` finds of a call in segments of `length`; `trace` makes the program of one."""
+    """What `time.check` finds of a call in segments of `length`; `trace` makes the program of one."""
     length = max(length, 2)  # time along an axis of one step cannot be told from others
     program, closed_over = trace(length)
     twin = None
@@ -146,7 +147,7 @@ def _followed(name: str, call: Call, trace: Callable[[int], Any], length: int, r
     elif callable(results):
         results = results(program, length)
     axes = (*[None] * len(closed_over), *call.axes)
-    return _time.check(name, program, axes, length, results, segments=True, twin=twin)
+    return time.check(name, program, axes, length, results, segments=True, twin=twin)
 
 
 def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program, list[Array], tuple[int, ...]]:
@@ -155,7 +156,7 @@ def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program,
     program, closed_over = _program.trace(name, call.fn, shapes, call.steps)
     if check and call.steps > 1:
         axes = (*[None] * len(closed_over), *call.axes)
-        _time.check(name, program, axes, call.steps, "anything", segments=False)
+        time.check(name, program, axes, call.steps, "anything", segments=False)
     of_params = range(len(closed_over), len(closed_over) + call.of_params)
     return program, [*closed_over, *call.operands], tuple(of_params)
 
@@ -168,7 +169,7 @@ def model(
         out_time_axis = time_axis if isinstance(time_axis, int) else 0
 
     def axes(program, steps):
-        return _check.out_time_axes(name, _program.results(program), out_time_axis, steps)
+        return arguments.out_time_axes(name, _program.results(program), out_time_axis, steps)
 
     made, operands, _ = plan(name, call, length, check=check, results=axes)
     if made.rest:
@@ -211,12 +212,14 @@ def _place(arrays: list[Array], x: Any) -> int:
 
 def cut(arrays: Sequence[Any], axes: Sequence[int | None], start: Any, steps: int) -> list[Any]:
     """`steps` from `start` of each array along its time axis; one without, or None, stays whole."""
-    return [
-        x
-        if x is None or axis is None or x.shape[axis] == steps
-        else jax.lax.dynamic_slice_in_dim(x, start, steps, axis)
-        for x, axis in zip(arrays, axes, strict=True)
-    ]
+
+    def one(x, axis):
+        if x is None or axis is None or x.shape[axis] == steps:
+            return x
+        # Behind the barrier it is cut once, not by everything that reads it.
+        return jax.lax.optimization_barrier(jax.lax.dynamic_slice_in_dim(x, start, steps, axis))
+
+    return [one(*both) for both in zip(arrays, axes, strict=True)]
 
 
 def join(full: Array | None, rest: Array | None, axis: int) -> Array:
@@ -274,7 +277,8 @@ def bptt_length(steps: int) -> int:
     """Of checkpointed segments: near the square root, where carries and one segment need about the same memory."""
     root = math.isqrt(steps)
     divisors = [length for length in range(max(1, root // 2), 2 * root + 1) if steps % length == 0]
-    return min(divisors, key=lambda length: abs(math.log(length / root)), default=root + (root**2 < steps))
+    nearest = lambda length: (max(length, steps / length), -length)  # noqa: E731
+    return min(divisors, key=nearest, default=root + (root**2 < steps))
 
 
 # --- a model over all segments --------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _program, _sequence, _sharding
+from hyprjax import _program, _sequence, _sharding
 from hyprjax._cell import Cell, Params
+from hyprjax._checks import arguments
 from hyprjax._program import Program
 from hyprjax._segment import Carry
 
@@ -63,7 +64,7 @@ def unroll(
       >>> hj.unroll(cell, params, spikes).shape
       (100, 8, 20)
     """
-    return _program.unroll(cell, *_check.layer(cell, params, inputs, resets, in_transform=_program.tracing()))
+    return _program.unroll(cell, *arguments.layer(cell, params, inputs, resets, in_transform=_program.tracing()))
 
 
 class Stream(NamedTuple):
@@ -110,7 +111,7 @@ def stream(fn: Callable[..., Any], *, time_axis: Any = 0) -> Stream:
         return _program.rest(program, None, operands)
 
     def apply(params: PyTree, carry: tuple[Carry, ...], x: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        _check.carry_and_others("stream", "apply", params, carry, x)
+        arguments.carry_and_others("stream", "apply", params, carry, x)
         call = _sequence.call(fn, time_axis, params, _sharding.vary(x, carry), args, kwargs)
         program, operands, _ = _sequence.one_segment("stream", call)
         carry = _program.check_carry("stream", program, None, operands, carry)

@@ -30,8 +30,9 @@ from jax.lax import stop_gradient
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _check, _ports, _program, _segment, _sharding
+from hyprjax import _ports, _program, _segment, _sharding
 from hyprjax._cell import Cell, Params
+from hyprjax._checks import arguments
 from hyprjax._program import Evaluation, Operation, bind, interpret
 from hyprjax._segment import Carry, Past
 
@@ -85,7 +86,7 @@ def step(
     if not _program.in_body.value:
         raise ValueError("step was called outside of the body of hyprjax.scan, which keeps its state; see hyprjax.scan")
     one = lambda x: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], x)  # noqa: E731
-    checked = _check.layer(cell, params, one(inputs), one(reset), in_transform=True)
+    checked = arguments.layer(cell, params, one(inputs), one(reset), in_transform=True)
     params, inputs, reset = checked[0], *(jax.tree.map(lambda leaf: leaf[0], x) for x in checked[1:])
     operands, tree = jax.tree.flatten((params, inputs, reset))
     outputs = step_p.bind(*operands, cell=cell, tree=tree, ensemble=())
@@ -160,7 +161,8 @@ def scan(f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], init: PyTree, xs:
     init, xs = jax.tree.map(jnp.asarray, (init, xs))
     lengths = {f"xs{keystr(path)}": jnp.shape(leaf)[:1] for path, leaf in tree_leaves_with_path(xs)}
     if len(set(lengths.values())) != 1 or () in lengths.values() or (0,) in lengths.values():
-        raise ValueError(f"scan: xs must be arrays [T, ...] with the same number of steps, got {_check.describe(xs)}")
+        got = arguments.describe(xs)
+        raise ValueError(f"scan: xs must be arrays [T, ...] with the same number of steps, got {got}")
     if _program.in_body.value:
         raise ValueError(
             "scan was called in the body of another hyprjax.scan; use jax.lax.scan for a loop within a step"
@@ -197,8 +199,8 @@ def _same_carry(init, carry):
         if (after.shape, after.dtype) != (before.shape, before.dtype):
             kind = ValueError if after.shape != before.shape else TypeError
             raise kind(
-                f"scan: f returns carry{keystr(path)} as {_check.describe(after)}, but it must stay what it is in "
-                f"init, {_check.describe(before)}"
+                f"scan: f returns carry{keystr(path)} as {arguments.describe(after)}, but it must stay what it is in "
+                f"init, {arguments.describe(before)}"
             )
         leaves.append(after)
     return leaves

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from hyprjax import surrogate
 from hyprjax._cell import Cell, Init, draw, zeros_state
-from hyprjax._check import positive_int
+from hyprjax._checks.arguments import positive_int
 from hyprjax.cells._parameters import (
     ALWAYS,
     MIN_TAU,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from hyprjax._cell import Cell, Init, draw, emit, zeros_state
-from hyprjax._check import positive_int
+from hyprjax._checks.arguments import positive_int
 from hyprjax.cells._parameters import decay_of, keep_time_constants, time_constant
 
 

@@ -7,7 +7,7 @@
     bad        it mixes or picks entries of the axis, with the operation
     unknown    not followed; let through
 
-Time is followed through programs (`_time.py`), neurons and batch through the step of a cell (`_check.py`). The rules
+Time is followed through programs (`time.py`), neurons and batch through the step of a cell (`arguments.py`). The rules
 are one short function for a family of primitives; what they do not know is *unknown*.
 """
 

@@ -14,8 +14,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
 from hyprjax import _ports
-from hyprjax._axis import FREE, Analysis, Value
 from hyprjax._cell import Cell, Params, emit, is_cell
+from hyprjax._checks.axis import FREE, Analysis, Value
 from hyprjax._segment import Carry
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from hyprjax import _check, _ports
+from hyprjax import _ports
 from hyprjax._cell import Cell, Current, NeuronParams, Output, State, init_layer
-from hyprjax._report import table
+from hyprjax._checks import arguments
+from hyprjax._checks.model import table
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # standard deviations of the currents: some neurons fire at 0.1, some at 100
 SHORT = 50  # steps, where every neuron is perturbed on its own
@@ -103,9 +104,9 @@ def check_cell(cell: Cell, n: int = 8, *, steps: int = 4000, key: PRNGKeyArray |
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"check_cell: cell must be a Cell, as hj.lif() returns, got {cell!r}")
-    if _check.positive_int("n", n) < 2:
+    if arguments.positive_int("n", n) < 2:
         raise ValueError("check_cell: n must be 2 or more, or neurons cannot be told apart, got 1")
-    steps = _check.positive_int("steps", steps)
+    steps = arguments.positive_int("steps", steps)
     key = jax.random.key(0) if key is None else key
     dtypes = dict.fromkeys(map(jnp.dtype, (jnp.float32, jnp.result_type(float), jnp.bfloat16)))
     findings = [_find(dtype.name, partial(_accepted, cell, n, dtype, key)) for dtype in dtypes]
@@ -170,7 +171,7 @@ def _subject(cell: Cell, n: int, steps: int, key: PRNGKeyArray) -> Subject:
 def _accepted(cell, n, dtype, key):
     try:
         layer = init_layer(key, cell, 3, n, dtype=dtype)
-        _check.layer(cell, layer, jnp.zeros((1, len(STRENGTHS), 3), dtype), None)
+        arguments.layer(cell, layer, jnp.zeros((1, len(STRENGTHS), 3), dtype), None)
     except (TypeError, ValueError) as error:
         return None if dtype == jnp.bfloat16 else False, str(error).splitlines()[0]
     return True, "shapes, dtypes and structure of the state are kept"

@@ -1,4 +1,4 @@
-"""What a program does along time, followed through its jaxpr (`_axis.py`).
+"""What a program does along time, followed through its jaxpr (`axis.py`).
 
 A program in several segments is the program of the whole sequence if no *bad* value enters an `unroll` or comes out,
 and what is summed over time comes out of a loss function only. That is checked on the shapes of one segment, when it is
@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hyprjax._axis import FREE, HAS_AXIS, Analysis, Value
+from hyprjax._checks.axis import FREE, HAS_AXIS, Analysis, Value
 from hyprjax._program import OPERATIONS, Program
 
 

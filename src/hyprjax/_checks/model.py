@@ -14,8 +14,9 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from hyprjax import _check, _hypr, _ports, _program, _segment, _sequence
+from hyprjax import _hypr, _ports, _program, _segment, _sequence
 from hyprjax._cell import emit
+from hyprjax._checks import arguments
 from hyprjax._program import Program
 from hyprjax._segment import Options
 from hyprjax._sequence import Call, Plan
@@ -167,9 +168,9 @@ def check(
       >>> report.ok, report.differences[30] > 0.01
       (False, True)
     """
-    _check.choice("reduction", reduction, (None, "mean", "sum"))
-    length = _check.positive_int("segment_length", segment_length, optional=True)
-    _check.floating("params", params)
+    arguments.choice("reduction", reduction, (None, "mean", "sum"))
+    length = arguments.positive_int("segment_length", segment_length, optional=True)
+    arguments.floating("params", params)
     call = _sequence.call(fn, time_axis, params, xs, args, kwargs)
     if any(isinstance(x, Tracer) for x in call.operands):
         raise TypeError("check looks at numbers; call it outside of jax.jit, jax.grad and jax.vmap")
@@ -241,7 +242,7 @@ def _subject(
     if not has_aux and all(leaf.ndim > 0 for leaf in jax.tree.leaves(results)):
         out_axes = _sequence.model("hypr", call, call.steps, check=False, **axes)[1]
         return _Subject(False, False, None, axes, out_axes)
-    (_check.loss_and_aux if has_aux else _check.loss)(results)
+    (arguments.loss_and_aux if has_aux else arguments.loss)(results)
     return _Subject(True, has_aux, reduction, axes, ())
 
 
@@ -283,7 +284,7 @@ def _loss(plan: Plan, reduction: str, operands: Sequence[Array]) -> Array:
 
 def _start(xs: PyTree, time_axis: Any, steps: int) -> PyTree:
     leaves, tree = jax.tree.flatten(xs)
-    return tree.unflatten(_sequence.cut(leaves, _check.time_axes(xs, time_axis)[1], 0, steps))
+    return tree.unflatten(_sequence.cut(leaves, arguments.time_axes(xs, time_axis)[1], 0, steps))
 
 
 def _projection(outputs: PyTree, axes: tuple[int, ...]) -> Array:
