@@ -16,7 +16,10 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
 NAMES = {"bptt": "BPTT", "hypr": "HYPR", "hypr-segment": "HYPR, segment credit"}
+NAMES |= {"hypr-segment-online": "HYPR online", "hypr-online": "HYPR online, no segment credit"}
+NAMES |= {"tbptt-online": "truncated BPTT online"}
 COLOURS = {"bptt": "black", "hypr": "C0", "hypr-segment": "C1"}
+COLOURS |= {"hypr-segment-online": "C0", "hypr-online": "C2", "tbptt-online": "C1"}
 
 
 def read(path):
@@ -113,6 +116,60 @@ def segment_length_figure(rows, path):
     figure.savefig(path, dpi=130)
 
 
+def option(row, name, default):
+    """The value of a command-line option in the command that made a row."""
+    _, given, rest = row["command"].partition(f"--{name} ")
+    return rest.split()[0] if given else default
+
+
+def online_table(rows):
+    """Markdown: rule x batch size x steps per update."""
+    lines = [
+        "| neuron | rule | batch | update every | test accuracy, % | last epoch, % | seeds | s/epoch | memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        row["batch"] = option(row, "batch-size", "64" if row["neuron"] == "se_adlif" else "16")
+    for (neuron, rule, batch, length), own in group(rows, "neuron", "rule", "batch", "segment_length").items():
+        parts = " | ".join("{:.2f} ± {:.2f}".format(*accuracy(own, of)) for of in ("test_accuracy", "last_accuracy"))
+        every = "sequence" if rule == "bptt" else f"{length} steps"
+        seconds, first = max(float(row["seconds_per_epoch"]) for row in own), own[0]
+        cost = f"{len(own)} | {seconds:.1f} | {first['memory_mb']}"
+        lines.append(f"| `{neuron}` | {NAMES[rule]} | {batch} | {every} | {parts} | {cost} |")
+    return "\n".join(lines)
+
+
+def online_figure(rows, maze, path):
+    """Accuracy against the interval between updates on ECG, and the T-maze."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    own = [row for row in rows if row["neuron"] == "brf" and option(row, "batch-size", "16") == "8"]
+    for (rule,), of_rule in group(own, "rule").items():
+        of_length = {length: accuracy(of) for (length,), of in group(of_rule, "segment_length").items()}
+        points = sorted((0 if rule == "bptt" else int(length), *of) for length, of in of_length.items())
+        x, mean, deviation = map(np.array, zip(*points, strict=True))
+        error = deviation / np.sqrt(len(of_rule) / len(points))
+        if rule == "bptt":
+            left.axhline(mean[0], color="black", lw=1, label="BPTT, an update a batch")
+            left.axhspan(mean[0] - error[0], mean[0] + error[0], color="black", alpha=0.1, lw=0)
+        elif rule != "hypr-online":
+            left.errorbar(x, mean, error, color=COLOURS[rule], marker="o", ms=4, capsize=2, label=NAMES[rule])
+    lengths = sorted({int(row["segment_length"]) for row in own if row["rule"] != "bptt"})
+    left.set(xscale="log", xlabel="steps between updates", ylabel="test accuracy, %", title="ECG-QTDB, 40 epochs")
+    left.set_xticks(lengths, [str(length) for length in lengths])
+    left.xaxis.set_minor_locator(NullLocator())
+    left.legend(fontsize=8)
+    names = {"hypr": ("HYPR online", "C0"), "tbptt": ("truncated BPTT online", "C1")}
+    for (rule,), of_rule in group(maze, "rule").items():
+        for seed, of_seed in group(of_rule, "seed").items():
+            steps, turned = zip(*[(int(row["step"]), 100 * float(row["right"])) for row in of_seed], strict=True)
+            name, colour = names[rule]
+            right.plot(steps, turned, colour, lw=1.2, label=name if seed == ("0",) else None)
+    right.axhline(50, color="gray", lw=0.7, ls=":")
+    right.set(xlabel="steps", ylabel="right turns, %", title="T-maze, corridors of 50 to 200 steps", ylim=(35, 102))
+    right.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
 def gradient_figure(rows, path):
     """Cosine between HYPR's and BPTT's gradient during training, per neuron model."""
     neurons = list(dict.fromkeys(row["neuron"] for row in rows))
@@ -139,6 +196,9 @@ def main(docs):
     brf = [row for row in rows if (row["task"], row["neuron"]) == ("ecg", "brf") and row["rule"] != "hypr-segment"]
     print(tuning_table(brf + read(docs / "results" / "ecg_tuning.csv")), end="\n\n")
     print(projection_table(read(docs / "results" / "ecg_project.csv")))
+    online = read(docs / "results" / "ecg_online.csv")
+    print(online_table(online))
+    online_figure(online, read(docs / "results" / "tmaze.csv"), docs / "images" / "online.png")
     segment_length_figure(read(docs / "results" / "segment_length.csv"), docs / "images" / "segment_length.png")
     gradient_figure(read(docs / "results" / "gradients.csv"), docs / "images" / "gradients.png")
 

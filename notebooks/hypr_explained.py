@@ -19,8 +19,15 @@
 # We derive the algorithm (Baronig et al. 2025, [arXiv:2506.14464](https://arxiv.org/abs/2506.14464)) for one layer with plain
 # loops, check every step against the one before in float64, and end with the library's own result. Then a second layer
 # comes on top, and we see what is lost.
-#
-# Where hyprjax is not installed yet: `%pip install 'hyprjax[plot]'`.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("hyprjax") is None:  # in Colab, say
+    hyprjax = "hyprjax[examples] @ git+https://github.com/hyprjax/hyprjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", hyprjax], check=True)
 
 # %%
 import jax

@@ -15,8 +15,15 @@
 # # Neuron models: the zoo, and one of your own
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/hyprjax/hyprjax/blob/main/notebooks/neurons.ipynb)
-#
-# Where hyprjax is not installed yet: `%pip install 'hyprjax[examples,plot]'`.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("hyprjax") is None:  # in Colab, say
+    hyprjax = "hyprjax[examples] @ git+https://github.com/hyprjax/hyprjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", hyprjax], check=True)
 
 # %%
 import jax

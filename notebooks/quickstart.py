@@ -18,8 +18,15 @@
 #
 # A recurrent spiking network reads a handwritten digit one pixel at a time. We train it once with backpropagation through
 # time (BPTT) and once with HYPR. The loss function is the same; only the transformation of it differs.
-#
-# Where hyprjax is not installed yet: `%pip install 'hyprjax[examples,plot]'`.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("hyprjax") is None:  # in Colab, say
+    hyprjax = "hyprjax[examples] @ git+https://github.com/hyprjax/hyprjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", hyprjax], check=True)
 
 # %%
 import jax

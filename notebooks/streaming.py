@@ -19,8 +19,15 @@
 # `hypr_stream` turns a loss function into an online learner. All that it remembers is a *carry* of fixed size: states, last
 # outputs and eligibility traces. Here a network watches a process through level-crossing events, tells where it was 50 steps
 # ago, updates after every 10 steps, and has to learn anew when the process changes.
-#
-# Where hyprjax is not installed yet: `%pip install 'hyprjax[examples,plot]'`.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("hyprjax") is None:  # in Colab, say
+    hyprjax = "hyprjax[examples] @ git+https://github.com/hyprjax/hyprjax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", hyprjax], check=True)
 
 # %%
 import jax

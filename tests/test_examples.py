@@ -234,3 +234,30 @@ def test_gated_example_compares_rules(tmp_path):
     assert [len(row["accuracy"]) for row in rows] == [2]
     assert (tmp_path / "gated.csv").read_text().count("hypr online") == 2
     assert (tmp_path / "gated.png").stat().st_size > 10_000
+
+
+def test_the_maze_is_walked_and_learnt_from_by_both_rules(tmp_path):
+    import tmaze
+
+    jax.config.update("jax_enable_x64", False)
+    tmaze.main(["--updates", "40", "--seeds", "0", "--out", str(tmp_path / "tmaze.csv")])
+    with (tmp_path / "tmaze.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rule"] for row in rows] == ["hypr"] * 40 + ["tbptt"] * 40
+    assert {row["step"] for row in rows} == {str(10 * (i + 1)) for i in range(40)}
+    assert all(0 <= float(row["right"]) <= 1 for row in rows)
+    assert (tmp_path / "tmaze.png").stat().st_size > 10_000
+
+
+def test_mazes_last_as_long_as_they_say_and_reward_the_side_of_the_cue():
+    import tmaze
+
+    maze = tmaze.new_maze(jax.random.key(0))
+    length = int(maze["junction"]) + tmaze.JUNCTION
+    assert tmaze.CORRIDOR[0] <= length - tmaze.CUE - tmaze.JUNCTION < tmaze.CORRIDOR[1]
+    for _ in range(length):
+        side, (maze, turns, reward) = maze["side"], tmaze.move(maze, maze["side"], jax.random.key(1))
+    assert turns
+    assert reward == 1
+    assert maze["time"] == 0
+    assert tmaze.move({**maze, "side": side}, 1 - side, jax.random.key(1))[2] == -1

@@ -293,7 +293,8 @@ def test_with_neurons_split_only_spikes_and_errors_travel(optimised, kind):
 def test_with_the_batch_split_only_gradients_travel(optimised, kind):
     found = [(what, shapes) for what, shapes, _ in collectives(compiled((8, 1), kind).as_text())]
     assert {what for what, _ in found} == {"all-reduce"}
-    gradients = {(rows, N) for rows in (72, 136)} | {(72, 3), (3,), (N,), ()}
+    of_weights = {(4, N), (N, N), (N, 3), (3, 3), (3,), (N,), ()}
+    gradients = of_weights | {(136, N), (72, N), (72, 3)}  # the last ones from the traces
     assert {shape for _, shapes in found for shape in shapes} <= gradients
 
 

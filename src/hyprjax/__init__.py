@@ -8,13 +8,17 @@ from hyprjax._cell import Cell as Cell
 from hyprjax._cell import init_layer as init_layer
 from hyprjax._checks.cell import check_cell as check_cell
 from hyprjax._checks.model import check as check
+from hyprjax._hypr import Learner as Learner
 from hyprjax._hypr import hypr as hypr
 from hyprjax._hypr import hypr_grad as hypr_grad
 from hyprjax._hypr import hypr_stream as hypr_stream
 from hyprjax._hypr import hypr_value_and_grad as hypr_value_and_grad
 from hyprjax._patches import patches as patches
 from hyprjax._project import project as project
+from hyprjax._segment import Carry as Carry
+from hyprjax._segment import Traces as Traces
 from hyprjax._sharding import shardings as shardings
+from hyprjax._stream import Stream as Stream
 from hyprjax._stream import stream as stream
 from hyprjax._stream import unroll as unroll
 from hyprjax._wiring import delay as delay

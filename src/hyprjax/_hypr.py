@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +40,11 @@ def hypr(
     fn: Callable[..., PyTree],
     *,
     segment_length: int | None = None,
-    recurrent_credit: str = "none",
-    scan: str = "auto",
+    recurrent_credit: Literal["none", "segment"] = "none",
+    scan: Literal["auto", "associative", "sequential"] = "auto",
     chunk_length: int | None = None,
     trace_dtype: Any = None,
-    traces: str = "full",
+    traces: Literal["full", "factored"] = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
     out_time_axis: Any = None,
@@ -146,12 +146,12 @@ def _gradients(plan, options, axes, wanted, operands, cotangents):
 def hypr_stream(
     loss_fn: LossFn,
     *,
-    recurrent_credit: str = "none",
+    recurrent_credit: Literal["none", "segment"] = "none",
     has_aux: bool = False,
-    scan: str = "auto",
+    scan: Literal["auto", "associative", "sequential"] = "auto",
     chunk_length: int | None = None,
     trace_dtype: Any = None,
-    traces: str = "full",
+    traces: Literal["full", "factored"] = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
     check: bool = True,
@@ -235,13 +235,13 @@ def hypr_value_and_grad(
     loss_fn: LossFn,
     *,
     segment_length: int | None = None,
-    recurrent_credit: str = "none",
+    recurrent_credit: Literal["none", "segment"] = "none",
     has_aux: bool = False,
-    reduction: str | None = None,
-    scan: str = "auto",
+    reduction: Literal["mean", "sum"] | None = None,
+    scan: Literal["auto", "associative", "sequential"] = "auto",
     chunk_length: int | None = None,
     trace_dtype: Any = None,
-    traces: str = "full",
+    traces: Literal["full", "factored"] = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
     check: bool = True,
@@ -351,23 +351,39 @@ def hypr_grad(
     loss_fn: LossFn,
     *,
     segment_length: int | None = None,
-    recurrent_credit: str = "none",
+    recurrent_credit: Literal["none", "segment"] = "none",
     has_aux: bool = False,
-    reduction: str | None = None,
-    scan: str = "auto",
+    reduction: Literal["mean", "sum"] | None = None,
+    scan: Literal["auto", "associative", "sequential"] = "auto",
     chunk_length: int | None = None,
     trace_dtype: Any = None,
-    traces: str = "full",
+    traces: Literal["full", "factored"] = "full",
     trace_rank: int = 1,
     time_axis: Any = 0,
     check: bool = True,
 ) -> Callable[..., PyTree]:
     """`jax.grad` with HYPR: memory does not grow with the length of the sequence.
 
-    Arguments and errors are those of `hypr_value_and_grad`.
+    Args:
+      loss_fn: `(params, xs, *args) -> loss` (or `(loss, aux)`), see `hypr_value_and_grad`.
+      segment_length: time steps per segment; by default about 250, see `hypr_value_and_grad`.
+      recurrent_credit: `"none"` or `"segment"`, see `hypr_stream`.
+      has_aux: whether `loss_fn` returns `(loss, aux)`.
+      reduction: whether the loss is a `"mean"` or a `"sum"` over time, see `hypr_value_and_grad`.
+      scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
+      chunk_length: see `hypr_stream`.
+      trace_dtype: see `hypr_stream`.
+      traces: `"full"` or `"factored"`, see `hypr_stream`.
+      trace_rank: see `hypr_stream`.
+      time_axis: the time axis of `xs`, see `hypr`.
+      check: whether to refuse a function that is another one for another segment length, see `hypr`.
 
     Returns:
       `f(params, xs, *args) -> grads`, or `(grads, aux)` with `has_aux`.
+
+    Raises:
+      ValueError: as `hypr_value_and_grad`.
+      TypeError: as `hypr_value_and_grad`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
