@@ -46,3 +46,13 @@ def test_scaling_reads_traffic_flops_and_memory_out_of_the_program(monkeypatch):
     assert by_batch["flops_per_device"] < 0.2 * one["flops_per_device"]
     assert by_neurons["flops_per_device"] < 0.4 * one["flops_per_device"]
     assert by_batch["memory_mb_per_device"] < 0.3 * one["memory_mb_per_device"]
+
+
+def test_the_table_of_an_accelerator_in_small(tmp_path, capsys, monkeypatch):
+    import benchmarks.accelerator as accelerator
+
+    monkeypatch.setattr(accelerator, "SMALL", [(4, 2, 20)])
+    accelerator.main(["--small", "--rounds", "1", "--out", str(tmp_path / "a.json")])
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert {row["rule"] for row in rows} >= {"forward", "hj.bptt", "hypr associative 20, chunks of 1", "online hypr 10"}
+    assert "n=4, B=2, T=20" in capsys.readouterr().out
