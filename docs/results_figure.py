@@ -161,11 +161,16 @@ def online_figure(rows, maze, path):
     names = {"hypr": ("HYPR online", "C0"), "tbptt": ("truncated BPTT online", "C1")}
     for (rule,), of_rule in group(maze, "rule").items():
         for seed, of_seed in group(of_rule, "seed").items():
-            steps, turned = zip(*[(int(row["step"]), 100 * float(row["right"])) for row in of_seed], strict=True)
+            steps, turned = zip(*[(int(row["step"]) / 1000, 100 * float(row["right"])) for row in of_seed], strict=True)
             name, colour = names[rule]
             right.plot(steps, turned, colour, lw=1.2, label=name if seed == ("0",) else None)
     right.axhline(50, color="gray", lw=0.7, ls=":")
-    right.set(xlabel="steps", ylabel="right turns, %", title="T-maze, corridors of 50 to 200 steps", ylim=(35, 102))
+    right.set(
+        xlabel="thousand steps",
+        ylabel="turns to the side of the cue, %",
+        title="T-maze, corridors of 50 to 200 steps",
+        ylim=(35, 102),
+    )
     right.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130)
 

@@ -143,7 +143,7 @@ def main(arguments=None):
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rules", nargs="+", choices=["hypr", "tbptt"], default=["hypr", "tbptt"])
-    parser.add_argument("--updates", type=int, default=6000, help="after every 10 steps")
+    parser.add_argument("--updates", type=int, default=8000, help="after every 10 steps")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of parameters, mazes and choices")
     parser.add_argument("--out", type=Path, default=Path("tmaze.csv"), help="where to save the curves")
     options = parser.parse_args(arguments)

@@ -261,3 +261,18 @@ def test_mazes_last_as_long_as_they_say_and_reward_the_side_of_the_cue():
     assert reward == 1
     assert maze["time"] == 0
     assert tmaze.move({**maze, "side": side}, 1 - side, jax.random.key(1))[2] == -1
+
+
+def test_memory_of_hypr_does_not_grow_with_the_steps(tmp_path):
+    import long
+
+    jax.config.update("jax_enable_x64", False)
+    long.main(["--steps", "1000", "4000", "--out", str(tmp_path / "long.csv")])
+    with (tmp_path / "long.csv").open() as file:
+        memory = {(row["rule"], row["steps"]): float(row["memory_mb"]) for row in csv.DictReader(file)}
+    growth = {rule: memory[rule, "4000"] / memory[rule, "1000"] for rule in long.RULES}
+    assert growth["jax.grad"] > 3.5
+    assert growth["hj.bptt"] < 2.5
+    assert growth["hypr_grad"] < 1.1
+    assert growth["hypr_stream, an update every 100 steps"] < 1.1
+    assert (tmp_path / "long.png").stat().st_size > 10_000

@@ -43,4 +43,4 @@ from hyprjax.cells import se_adlif as se_adlif
 from hyprjax.cells import two_compartment as two_compartment
 from hyprjax.cells import with_state as with_state
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
