@@ -285,7 +285,8 @@ def test_spyx_reads_and_runs_an_exported_graph(recurrent):
 
 
 def test_what_nir_cannot_hold_is_refused():
-    for cell in (hj.brf(), hj.se_adlif(), hj.filtered(hj.lif())):
+    wrapped = (hj.filtered(hj.lif()), hj.refractory(hj.lif(), 2), hj.with_state(hj.lif()))
+    for cell in (hj.brf(), hj.se_adlif(), hj.gru(), hj.coba_lif(), hj.dh_lif(), hj.two_compartment(), *wrapped):
         params = hj.init_layer(jax.random.key(0), cell, 3, 4)
         with pytest.raises(ValueError, match=r"layer 0 is a '.*' cell, which NIR cannot hold .*lif or cuba_lif"):
             to_nir([(cell, params)])

@@ -424,6 +424,7 @@ def _p_stage(cell, options, residuals, cotangents):
     recurrent = params.get("w_rec") is not None
     explicit = (options.exact or options.recurrent_credit == "segment") and recurrent
     steps = _any(past.current)
+    size = math.prod(steps.shape[1:])
 
     def step(*args):
         state, (up, back) = step_with_reset(cell, *args)
@@ -437,7 +438,7 @@ def _p_stage(cell, options, residuals, cotangents):
         reset,
         zeta,
         propagate=not (options.last or options.exact),
-        chunks=1 if explicit else _recursion.chunks(*options[:2], len(steps), math.prod(steps.shape[1:])),
+        chunks=1 if explicit else _recursion.chunks(options.scan, options.chunk_length, len(steps), size),
         w_rec=[port.w_rec for port in ports] if explicit else None,
         end=(jax.tree.leaves(after.state), after.output) if options.exact else None,
     )

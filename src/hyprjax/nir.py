@@ -158,7 +158,13 @@ def _checked(layers: Iterable[tuple[Cell, Params]]) -> list[tuple[Cell, Params]]
         )
     if not layers:
         raise ValueError("to_nir: layers is empty; pass (cell, params) pairs")
-    for i, (_, params) in enumerate(layers):
+    for i, (cell, params) in enumerate(layers):
+        if cell.name not in ("lif", "cuba_lif", "leaky_integrator", "filtered(leaky_integrator)"):
+            raise ValueError(
+                f"to_nir: layer {i} is a {cell.name!r} cell, which NIR cannot hold (it has lif, cuba_lif, "
+                "leaky_integrator and filtered(leaky_integrator())); keep its parameters as a checkpoint, or train a "
+                "network of lif or cuba_lif for NIR"
+            )
         shape = np.shape(params["w_in"])
         if len(shape) != 2:
             raise ValueError(
@@ -185,12 +191,6 @@ def _positive(function: str, dt: Any) -> float:
 
 def _export(i: int, cell: Cell, neuron: dict, dt: float) -> tuple[np.ndarray, nir.NIRNode]:
     """What the weights are scaled with, and the node of the neurons."""
-    if cell.name not in ("lif", "cuba_lif", "leaky_integrator", "filtered(leaky_integrator)"):
-        raise ValueError(
-            f"to_nir: layer {i} is a {cell.name!r} cell, which NIR cannot hold (it has lif, cuba_lif, leaky_integrator "
-            "and filtered(leaky_integrator())); keep its parameters as a checkpoint, or train a network of lif or "
-            "cuba_lif for NIR"
-        )
     if "cell" in neuron:
         neuron = {"tau": neuron["cell"]["tau"], "tau_syn": neuron["tau"]}
     leak = {name: -np.expm1(-1 / np.maximum(np.abs(tau.astype(float)), INSTANT)) for name, tau in neuron.items()}
