@@ -144,10 +144,10 @@ def online_figure(rows, maze, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     own = [row for row in rows if row["neuron"] == "brf" and option(row, "batch-size", "16") == "8"]
     for (rule,), of_rule in group(own, "rule").items():
-        of_length = {length: accuracy(of) for (length,), of in group(of_rule, "segment_length").items()}
+        of_length = {length: (*accuracy(of), len(of)) for (length,), of in group(of_rule, "segment_length").items()}
         points = sorted((0 if rule == "bptt" else int(length), *of) for length, of in of_length.items())
-        x, mean, deviation = map(np.array, zip(*points, strict=True))
-        error = deviation / np.sqrt(len(of_rule) / len(points))
+        x, mean, deviation, seeds = map(np.array, zip(*points, strict=True))
+        error = deviation / np.sqrt(seeds)
         if rule == "bptt":
             left.axhline(mean[0], color="black", lw=1, label="BPTT, an update a batch")
             left.axhspan(mean[0] - error[0], mean[0] + error[0], color="black", alpha=0.1, lw=0)
