@@ -210,7 +210,7 @@ def _power(name: str, powers: list[int | None]) -> int | None:
     return powers[0] if name in _KEEPS and len(set(powers)) == 1 else None
 
 
-_LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parent))
+_LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parents[1]))
 _ONCE, _MIXED = 90, 99  # in the place of a power: without the axis; neither a sum nor a mean
 _LINEAR = {"neg", "convert_element_type", "copy", "copy_p", "stop_gradient", "real", "imag", "reduce_precision"}
 _LINEAR |= {"sharding_constraint", "mesh_cast", "reshard", "optimization_barrier", "name"}
