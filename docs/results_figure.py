@@ -35,6 +35,12 @@ def group(rows, *names):
     return groups
 
 
+def option(row, name, default):
+    """The value of a command-line option in the command that made a row."""
+    _, given, rest = row["command"].partition(f"--{name} ")
+    return rest.split()[0] if given else default
+
+
 def accuracy(rows, of="test_accuracy"):
     """Accuracy in percent: mean and standard deviation over seeds."""
     values = 100 * np.array([float(row[of]) for row in rows])
@@ -70,8 +76,7 @@ def tuning_table(rows):
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        _, given, rate = row["command"].partition("--learning-rate ")
-        row["rate"] = rate.split()[0] if given else "0.1"
+        row["rate"] = option(row, "learning-rate", "0.1")
     for (rule, rate, length), own in sorted(group(rows, "rule", "rate", "segment_length").items()):
         valid, test = (accuracy(own, of) for of in ("valid_accuracy", "test_accuracy"))
         length = "-" if rule == "bptt" else length.replace("default", "260, the default")
@@ -114,12 +119,6 @@ def segment_length_figure(rows, path):
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
-
-
-def option(row, name, default):
-    """The value of a command-line option in the command that made a row."""
-    _, given, rest = row["command"].partition(f"--{name} ")
-    return rest.split()[0] if given else default
 
 
 def online_table(rows):

@@ -310,13 +310,13 @@ def _last_outputs(output, outputs, reset):
     return _sharding.gather(last if reset is None else _sharding.where(reset, 0, last))
 
 
-def _split(dW, port: Synapses, of_inputs):
-    """The gradients of a port from the rows of `dW` and that of its inputs."""
+def _split(dW, port: Synapses):
+    """The gradients of a port's weights from the rows of `dW`."""
     weights = [w for w in port[1:] if w is not None]
     sizes = [w.size // dW.shape[1] for w in weights]
     parts = iter(jax.lax.split(dW, [*sizes, len(dW) - sum(sizes)]))
     of_weights = [None if w is None else next(parts).reshape(w.shape) for w in port[1:]]
-    return Synapses(None if port.w_in is None else of_inputs, *of_weights)
+    return Synapses(None, *of_weights)
 
 
 def _contract(q, synapses):
@@ -356,9 +356,7 @@ def _owed(cell, options, params, q, traces):
     if options.first:
         return owed
     ports = zip(_ports.split(cell, params, None), _ports.apart(cell, traces.synapses), strict=True)
-    return owed | _ports.of_params(
-        cell, params, [_split(_contract(q, synapses), port, None) for port, synapses in ports]
-    )
+    return owed | _ports.of_params(cell, params, [_split(_contract(q, synapses), port) for port, synapses in ports])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
