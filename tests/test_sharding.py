@@ -99,6 +99,32 @@ def test_bptt_two_batch_axes_and_other_names_for_the_mesh(kind):
 
 
 @explicit_and_auto
+@pytest.mark.parametrize("credit", ["none", "segment", "exact"])
+def test_a_scan_whose_carry_is_placed_by_the_model(kind, credit):
+    cell, keys = hj.lif(), jax.random.split(jax.random.key(0), 3)
+    params = {"up": hj.init_layer(keys[0], cell, 3 + 4, 8), "down": hj.init_layer(keys[1], cell, 8, 4)}
+    xs, mesh = 3 * jax.random.normal(keys[2], (12, 4, 3)), make_mesh((2, 4), kind)
+
+    def loss_fn(params, xs):
+        def body(feedback, x):
+            z = hj.step(cell, params["up"], jnp.concatenate([x, feedback], axis=-1))
+            return hj.step(cell, params["down"], z), (z**2).mean()
+
+        here = jax.typeof(xs).sharding
+        start = jnp.zeros((4, 4), out_sharding=NamedSharding(here.mesh, PartitionSpec(*here.spec[1:])))
+        return hj.scan(body, start, xs)[1].mean()
+
+    if credit == "exact":
+        gradient = jax.jit(jax.grad(loss_fn))
+    else:
+        gradient = jax.jit(hj.hypr_grad(loss_fn, segment_length=4, recurrent_credit=credit))
+    with jax.set_mesh(mesh):
+        sharded = gradient(*shard(mesh, params, xs))
+    assert_close(jax.device_get(sharded), jax.device_get(gradient(params, xs)))
+    assert jnp.abs(sharded["up"]["w_in"]).max() > 0
+
+
+@explicit_and_auto
 def test_a_stream_stays_where_it_was_put(kind):
     cells, params = make_stack(["brf", "leaky_integrator"], 3, [8, 2])
     xs, loss_fn = make_data(12, (8,), 3, 2, resets=True), make_loss(cells)

@@ -133,7 +133,8 @@ def scan(f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], init: PyTree, xs:
 
     Args:
       f: `(carry, x) -> (carry, y)`. What it closes over, such as parameters, is the same at every step.
-      init: the carry before the first step.
+      init: the carry before the first step. On a mesh with `Explicit` axes it is yours to place, and the carry stays
+        where `init` is.
       xs: arrays `[T, ...]`, time first.
 
     Returns:
@@ -202,7 +203,8 @@ def _same_carry(init, carry):
                 f"scan: f returns carry{keystr(path)} as {arguments.describe(after)}, but it must stay what it is in "
                 f"init, {arguments.describe(before)}"
             )
-        leaves.append(after)
+        explicit = _sharding.over(before) is not None
+        leaves.append(_sharding.place(after, before, *_sharding.spec(before)) if explicit else after)
     return leaves
 
 
