@@ -1,5 +1,6 @@
 """The cells, stacks and data the tests share."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -84,12 +85,10 @@ def make_loss(cells):
 
 
 def assert_close(actual, expected, tolerance=1e-11):
-    """Leaf by leaf, relative to the largest entry of the leaf; a leaf must not be all zero by accident."""
-    actual_leaves, tree = jax.tree.flatten_with_path(actual)
-    assert tree == jax.tree.structure(expected)
-    assert any(jnp.abs(leaf).max() > 1e-6 for _, leaf in actual_leaves)
-    for (path, a), b in zip(actual_leaves, jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape
-        error = jnp.abs(a - b).max(initial=0.0)
-        scale = jnp.maximum(jnp.abs(b).max(initial=0.0), 1.0)
-        assert error <= tolerance * scale, f"{jax.tree_util.keystr(path)}: error {error:.2e}, scale {scale:.2e}"
+    """Leaf by leaf, relative to the largest entry of the leaf; not all may be zero by accident."""
+    chex.assert_trees_all_equal_shapes(actual, expected)
+    chex.assert_tree_all_finite(actual)
+    assert any(jnp.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(actual))
+    scale = jax.tree.map(lambda leaf: jnp.maximum(jnp.abs(leaf).max(initial=0.0), 1.0), expected)
+    relative = [jax.tree.map(jnp.divide, tree, scale) for tree in (actual, expected)]
+    chex.assert_trees_all_close(*relative, rtol=0.0, atol=tolerance)

@@ -1,5 +1,6 @@
 """Each neuron model against a plain NumPy loop of its published equations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,7 +170,7 @@ def test_brf_without_input_decays_from_any_state():
     for _ in range(200):
         state, _ = cell.step(neuron, state, jnp.zeros(64))
     assert (jnp.hypot(state["u"], state["v"]) < start)[silent].all()
-    assert all(jnp.isfinite(leaf).all() for leaf in state.values())
+    chex.assert_tree_all_finite(state)
 
 
 @pytest.mark.parametrize("name", ["tau_u", "a"])

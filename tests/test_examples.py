@@ -2,6 +2,7 @@
 
 import csv
 
+import chex
 import ecg
 import jax
 import numpy as np
@@ -148,10 +149,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             training.train(*problem, **settings)
     resumed = training.train(*problem, **settings)
-    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
-        assert np.array_equal(a, b)
-    for name, values in whole.history.items():
-        assert np.array_equal(values, resumed.history[name])
+    chex.assert_trees_all_equal((whole.params, whole.history), (resumed.params, resumed.history))
 
 
 def test_another_learning_rate_does_not_continue_the_same_run(folder):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -362,8 +363,7 @@ def test_a_flax_module(wrap):
     assert np.isclose(value, exact_value)
     names = ("hidden", "norm", "readout") if wrap == "bptt" else ("norm", "readout")
     for name in names:
-        for a, b in zip(jax.tree.leaves(grads[name]), jax.tree.leaves(exact[name]), strict=True):
-            assert np.allclose(a, b, atol=1e-5)
+        chex.assert_trees_all_close(grads[name], exact[name], rtol=1e-5, atol=1e-5)
     assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["hidden"]))
 
 

@@ -1,5 +1,6 @@
 """Flax modules are the same functions: same outputs, same gradients, and what Flax users do with a model works."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,7 +57,7 @@ def test_a_module_is_unroll_with_its_parameters():
     xs = make_data(9, (2,), 3, 4, resets=True)
     expected = hj.unroll(CELLS["brf"], params, xs["inputs"], resets=xs["resets"])
     assert jnp.array_equal(module(xs["inputs"], resets=xs["resets"]), expected)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, module.params, params))
+    chex.assert_trees_all_equal(module.params, params)
     assert not hasattr(module, "bias")
 
 
@@ -93,7 +94,7 @@ def test_project_reaches_every_layer_of_a_model_in_place():
     nnx.jit(project)(model)
     after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert jax.tree.structure(after) == jax.tree.structure(before)
-    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, after, before)))
+    chex.assert_trees_all_equal(after, before)
 
 
 def test_an_optimizer_trains_a_model_and_orbax_keeps_it(tmp_path):

@@ -1,8 +1,10 @@
 """Neuron parameters stay where their model is defined: checked when a cell is made, kept by `hj.project`."""
 
 import re
+from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +35,13 @@ def wild(cell, dtype=jnp.float64):
     return jax.tree.map(anything, cell.init(jax.random.key(0), N))
 
 
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    return all(jnp.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+same = chex.assert_trees_all_equal
+close = partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-12)
 
 
-def close(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(jnp.allclose(x, y, rtol=1e-12, atol=1e-12) for x, y in pairs)
+def differ(a, b):
+    with pytest.raises(AssertionError, match="not equal"):
+        same(a, b)
 
 
 # --- Cell.project ---------------------------------------------------------------------------------
@@ -89,15 +90,13 @@ def test_where_parameters_go(cell, neuron, expected):
         for tree in (neuron, expected)
     )
     projected = cell.project(neuron)
-    assert jax.tree.structure(projected) == jax.tree.structure(expected)
-    for value, right in zip(jax.tree.leaves(projected), jax.tree.leaves(expected), strict=True):
-        assert np.allclose(value, right, rtol=1e-5, atol=0)
+    chex.assert_trees_all_close(projected, expected, rtol=1e-5, atol=0)
 
 
 @by_name
 def test_what_init_draws_is_in_range(name):
     neuron = CELLS[name].init(jax.random.key(1), N)
-    assert same(CELLS[name].project(neuron), neuron)
+    same(CELLS[name].project(neuron), neuron)
 
 
 @by_name
@@ -106,8 +105,8 @@ def test_projecting_twice_is_projecting_once_and_keeps_the_dtype(name, dtype):
     project, neuron = CELLS[name].project, wild(CELLS[name], dtype)
     once = project(neuron)
     assert {leaf.dtype for leaf in jax.tree.leaves(once)} == {jnp.dtype(dtype)}
-    assert same(project(once), once)
-    assert not same(once, neuron)
+    same(project(once), once)
+    differ(once, neuron)
 
 
 @by_name
@@ -121,12 +120,12 @@ def test_the_step_of_a_model_in_range_stays_the_same_function(name):
         signs = jnp.where(jnp.arange(N) % 3 == 0, -1.0, 1.0)
         neuron = {key: value if key in ("beta", "cell") else value * signs for key, value in neuron.items()}
     projected = cell.project(neuron)
-    assert not same(projected, neuron)
+    differ(projected, neuron)
     state = cell.rest(neuron, (3,), jnp.float64)
     for key in jax.random.split(jax.random.key(2), 5):
         current = 30 * jax.random.normal(key, (3, N))
         after, expected = cell.step(projected, state, current), cell.step(neuron, state, current)
-        assert close(after, expected)
+        close(after, expected)
         state, _ = expected
 
 
@@ -134,10 +133,10 @@ def test_the_step_of_a_model_in_range_stays_the_same_function(name):
 def test_under_transformations(name):
     project, neuron = CELLS[name].project, wild(CELLS[name])
     rows = jax.tree.map(lambda leaf: leaf.reshape(2, N // 2), neuron)
-    assert close(jax.jit(project)(neuron), project(neuron))
-    assert close(jax.vmap(project)(rows), project(rows))
+    close(jax.jit(project)(neuron), project(neuron))
+    close(jax.vmap(project)(rows), project(rows))
     grads = jax.grad(lambda neuron: sum(leaf.sum() for leaf in jax.tree.leaves(project(neuron))))(neuron)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 # --- models that stay bounded ---------------------------------------------------------------------
@@ -213,8 +212,8 @@ def test_cells_stand_where_their_layers_stand():
     hidden, readout = layer(), layer(READOUT)
     kept, kept_readout = projected(CELL, hidden), projected(READOUT, readout)
     matrix = -jnp.ones((2, 2))
-    assert not same(kept, hidden)
-    assert same(hj.project(CELL, hidden), kept)
+    differ(kept, hidden)
+    same(hj.project(CELL, hidden), kept)
     for cells, params, expected in [
         (
             {"hidden": CELL, "readout": READOUT},
@@ -233,14 +232,14 @@ def test_cells_stand_where_their_layers_stand():
             {"stack": [kept, kept], "frozen": {"a": hidden, "b": [readout]}},
         ),
     ]:
-        assert same(hj.project(cells, params), expected)
-        assert same(jax.jit(lambda params, cells=cells: hj.project(cells, params))(params), expected)
+        same(hj.project(cells, params), expected)
+        same(jax.jit(lambda params, cells=cells: hj.project(cells, params))(params), expected)
 
 
 def test_several_seeds_at_once():
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), {"hidden": layer()})
     cells = {"hidden": CELL}
-    assert same(hj.project(cells, many), jax.vmap(lambda params: hj.project(cells, params))(many))
+    same(hj.project(cells, many), jax.vmap(lambda params: hj.project(cells, params))(many))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,10 +129,8 @@ def test_any_shape_and_dtype_gives_finite_gradients_of_the_parameters_own_dtype(
     inputs = np.ones((steps, batch, m), jnp.dtype(kind))
     gradient = hj.hypr_value_and_grad(lambda p, x: hj.unroll(cell, p, x).sum(), segment_length=length)
     loss, grads = jax.jit(gradient)(params, inputs)
-    assert jnp.isfinite(loss)
-    for p, g in zip(jax.tree.leaves(params), jax.tree.leaves(grads), strict=True):
-        assert (g.dtype, g.shape) == (p.dtype, p.shape)
-        assert jnp.isfinite(g).all()
+    chex.assert_tree_all_finite((loss, grads))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
 
 
 def test_weakly_typed_parameters_and_inputs():

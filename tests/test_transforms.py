@@ -2,12 +2,13 @@
 
 import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from networks import CELLS, assert_close, make_data, make_loss, make_stack
+from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_stack
 
 import hyprjax as hj
 
@@ -18,12 +19,78 @@ def problem():
     return params, make_data(11, (3,), 3, 2, resets=True), make_loss(cells)
 
 
-def test_jit_changes_nothing(problem):
-    params, xs, loss_fn = problem
-    f = hj.hypr_value_and_grad(loss_fn, segment_length=4)
-    (loss, grads), (loss_jit, grads_jit) = f(params, xs), jax.jit(f)(params, xs)
-    assert jnp.allclose(loss, loss_jit, rtol=1e-12)
-    assert_close(grads, grads_jit)
+# --- every transform, with and without jit --------------------------------------------------------
+
+STACK = [CELLS["brf"], CELLS["leaky_integrator"]]
+LOSS, STARTS = make_loss(STACK), (0, 4, 8)  # of segments
+
+
+def make_problem():
+    return make_stack(("brf", "leaky_integrator"), 3, (4, 2))[1], make_data(12, (3,), 3, 2, resets=True)
+
+
+def segment(xs, start):
+    return jax.tree.map(lambda x: x[start : start + 4], xs)
+
+
+def outputs(params, xs):
+    for cell, layer in zip(STACK, params, strict=True):
+        xs = {**xs, "inputs": hj.unroll(cell, layer, xs["inputs"], resets=xs["resets"])}
+    return xs["inputs"]
+
+
+def by_wrapping(wrapped):
+    return lambda params, xs: jax.grad(lambda p: loss_of_outputs(wrapped(p, xs), xs["weights"]))(params)
+
+
+def by_stream(params, xs):
+    learner = hj.hypr_stream(LOSS)
+    carry, total = learner.init(params, segment(xs, 0)), jax.tree.map(jnp.zeros_like, params)
+    for start in STARTS:
+        (_, grads), carry = learner.value_and_grad(params, carry, segment(xs, start))
+        total = jax.tree.map(jnp.add, total, grads)
+    return total
+
+
+GRADIENTS = {  # `(params, xs) -> grads`; HYPR's are the same in all ways, `bptt`'s are those of `jax.grad`
+    "hypr_grad": hj.hypr_grad(LOSS, segment_length=4),
+    "hypr_value_and_grad": lambda params, xs: hj.hypr_value_and_grad(LOSS, segment_length=4)(params, xs)[1],
+    "hypr": by_wrapping(hj.hypr(outputs, segment_length=4)),
+    "hypr_stream": by_stream,
+    "bptt": by_wrapping(hj.bptt(outputs)),
+}
+
+
+class Jit(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_all_transforms_agree(self):
+        params, xs = make_problem()
+        exact, hypr = jax.grad(LOSS)(params, xs), jax.jit(GRADIENTS["hypr_grad"])(params, xs)
+        for name, gradient in GRADIENTS.items():
+            assert_close(self.variant(gradient)(params, xs), exact if name == "bptt" else hypr)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_other_values_are_not_traced_again(name):
+    params, xs = make_problem()
+    chex.clear_trace_counter()
+    gradient = jax.jit(chex.assert_max_traces(GRADIENTS[name], n=1))
+    first, *others = [gradient(jax.tree.map(lambda p: gain * p, params), xs) for gain in (1.0, 1.5, 2.0)]  # noqa: B023
+    for other in others:
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_close(first, other)
+
+
+@pytest.mark.parametrize("name", ["hypr_stream", "stream"])
+def test_all_segments_of_a_stream_are_traced_once(name):
+    """The carry that `init` makes has the types of the ones that follow."""
+    params, xs = make_problem()
+    stream = hj.hypr_stream(LOSS) if name == "hypr_stream" else hj.stream(outputs)
+    step = stream.value_and_grad if name == "hypr_stream" else stream.apply
+    chex.clear_trace_counter()
+    compiled, carry = jax.jit(chex.assert_max_traces(step, n=1)), stream.init(params, segment(xs, 0))
+    for start in STARTS:
+        _, carry = compiled(params, carry, segment(xs, start))
 
 
 @pytest.mark.parametrize("scan", ["sequential", "associative"])
@@ -84,7 +151,8 @@ def test_bfloat16_inputs_with_float32_parameters_give_float32_gradients():
     params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     xs = jax.tree.map(lambda a: a.astype(jnp.bfloat16), make_data(11, (3,), 3, 4))
     grads = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4))(params, xs)
-    assert all(leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
+    chex.assert_type(jax.tree.leaves(grads), jnp.float32)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -93,7 +161,7 @@ def test_debug_nans(name):
     xs = make_data(11, (3,), 3, 2, resets=True)
     with jax.debug_nans(True):
         grads = jax.jit(hj.hypr_grad(make_loss(cells), segment_length=4))(params, xs)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 def test_the_loss_need_not_be_finite_at_rest():
@@ -106,7 +174,7 @@ def test_the_loss_need_not_be_finite_at_rest():
 
     with jax.debug_nans(True):
         grads = hj.hypr_grad(loss_fn, segment_length=4, check=False)(params, make_data(11, (3,), 3, 2)["inputs"])
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 def test_a_layer_beside_the_loss_keeps_its_traces():
@@ -229,6 +297,6 @@ def test_a_reset_ends_what_a_broken_sensor_did(scan):
         others = jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], carry)
         (_, grads[name]), carry = learner.value_and_grad(params, carry, cut(sequence, 4))
         carries[name] = others, carry
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(carries["broken"]))
+    chex.assert_tree_all_finite(carries["broken"])
     assert_close(carries["broken"], carries["healthy"])
     assert_close(grads["broken"], grads["healthy"])

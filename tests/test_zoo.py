@@ -1,5 +1,6 @@
 """Gated units against Flax's, biophysical and dendritic neurons against NumPy loops of their equations; wrappers."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_spike_held_back_is_none_for_the_neuron(name):
         state, _ = silent.step(layer["neuron"], state, current)
         held, z = cell.step(layer["neuron"], held, current, may_spike=(0.0, 0.0))
         assert not z.any()
-        assert jax.tree.all(jax.tree.map(jnp.array_equal, held, state))
+        chex.assert_trees_all_equal(held, state)
     assert crossed > 100
 
 
@@ -293,7 +294,7 @@ def test_an_upstroke_is_bounded():
         layer = hj.init_layer(KEY, cell, M, N, dtype=jnp.float32)
         x = 1e4 * jax.random.normal(KEY, (100, B, M), jnp.float32)
         gradient = jax.jit(jax.grad(lambda layer, cell=cell, x=x: hj.unroll(cell, layer, x).sum()))(layer)
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)), cell.name
+        chex.assert_tree_all_finite(gradient)
 
 
 def test_what_is_out_of_range_is_refused():
