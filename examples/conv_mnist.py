@@ -6,14 +6,14 @@ for all 20 steps. Needs the extra `examples` and the four IDX files (see `hyprja
     python examples/conv_mnist.py
 """
 
-import argparse
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import outputs
 from tqdm import tqdm
 
 import hyprjax as hj
@@ -75,21 +75,20 @@ def learner(rule, length, optimiser):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = outputs.parser(__doc__)
     parser.add_argument("--images", type=int, default=10_000, help="to learn from, of 60,000")
     parser.add_argument("--passes", type=int, default=2, help="over these images")
     parser.add_argument("--segment-length", type=int, default=5, help="steps from update to update, a divisor of 20")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and order of images")
-    parser.add_argument("--figure", default="conv_mnist.png", help="where to save the picture")
+    parser.add_argument("--figure", type=Path, default=outputs.OUT / "conv_mnist.png", help="where to save the picture")
     options = parser.parse_args(arguments)
-    plt.switch_backend("Agg")
-    figure, (curves, maps) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(3, 2), layout="constrained")
     (images, labels), (test_images, test_labels) = (
         (part.inputs.T.reshape(-1, 28, 28, 1), part.targets) for part in hj.data.sequential_mnist()
     )
     start, optimiser = init(jax.random.key(options.seed), images[:8]), optax.adam(2e-3)
     answers = jax.jit(lambda params, images: model(params, show(images))[0].mean(0).argmax(-1))
     lengths, accuracy = {"hypr": options.segment_length, "truncated bptt": options.segment_length, "bptt": 20}, {}
+    curves = {}
     for rule, length in lengths.items():
         params, state, learn = start, optimiser.init(start), learner(rule, length, optimiser)
         rng, losses, begin = np.random.default_rng(options.seed), [], time.perf_counter()
@@ -102,15 +101,10 @@ def main(arguments=None):
         right = np.concatenate([answers(params, test_images[part]) == test_labels[part] for part in parts])
         accuracy[rule] = float(right.mean())
         print(f"{rule:<15} loss {np.mean(losses[-50:]):.3f}, test accuracy {100 * right.mean():.2f} %, {seconds:.0f} s")
-        means = [part.mean() for part in np.array_split(losses, min(25, len(losses)))]
-        curves.semilogy(np.linspace(0, options.passes, len(means)), means, label=f"{rule}: {100 * right.mean():.1f} %")
+        curves[rule] = losses
         if rule == "hypr":
             spikes = np.asarray(model(params, show(test_images[:1]))[1].sum(0)[0])
-            maps.imshow(np.block([[*np.moveaxis(spikes[..., i : i + 4], -1, 0)] for i in (0, 4)]))
-    curves.set(xlabel="pass", ylabel="cross entropy", title="Training loss, and test accuracy at the end")
-    curves.legend()
-    maps.set(title="Spikes of the first layer's 8 channels", xticks=[], yticks=[])
-    figure.savefig(options.figure, dpi=150)
+    outputs.conv_mnist(options.figure, curves, accuracy, options.passes, spikes)
     return accuracy
 
 

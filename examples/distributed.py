@@ -8,7 +8,6 @@ two, or with one.
     python examples/distributed.py --processes 4
 """
 
-import argparse
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import outputs
 from checkpoints import Checkpoints
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -103,7 +103,7 @@ def launch(processes: int, arguments: list[str]) -> int:
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = outputs.parser(__doc__)
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
     parser.add_argument("--segments", type=int, default=20, help="segments to learn from")
     parser.add_argument("--checkpoints", type=Path, default=None, help="folder to save to and resume from")

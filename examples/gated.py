@@ -4,24 +4,23 @@ Gated layers are cells with several currents. Their own state carries the memory
 delay, while truncated BPTT ends with the segment. One update per batch for BPTT and HYPR, one every few steps for the
 rules that end in "online". Needs the extra `examples`. Run it:
 
-    python examples/gated.py --out gated.csv
+    python examples/gated.py
 """
 
-import argparse
-import csv
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+import outputs
 from tqdm import tqdm
 
 import hyprjax as hj
 
 CELLS = {"gru": hj.gru(), "lstm": hj.lstm()}
+RULES = ["bptt", "hypr", "hypr online", "tbptt online"]
 KEEPS = {"gru": "z", "lstm": "f"}  # the gate by which a cell keeps its state
 NEURONS, CUES, CHANNELS = 32, 4, 3
 CUE, DELAY, RECALL = 10, 40, 10  # steps
@@ -110,18 +109,15 @@ def train(name, rule, options, seed):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    rules = ["bptt", "hypr", "hypr online", "tbptt online"]
+    parser = outputs.parser(__doc__)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="gated layers")
-    parser.add_argument("--rules", nargs="+", choices=rules, default=rules, help="what to train with")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what to train with")
     parser.add_argument("--batches", type=int, default=100, help="batches to learn from")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences in a batch")
     parser.add_argument("--segment-length", type=int, default=10, help="steps per segment, and per update online")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of Adam")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of parameters and data")
-    parser.add_argument("--out", type=Path, default=Path("gated.csv"), help="where to save the accuracies")
+    parser.add_argument("--out", type=Path, default=outputs.OUT / "gated.csv", help="where to save the accuracies")
     options = parser.parse_args(arguments)
     rows = [
         {"cell": cell, "rule": rule, "seed": seed, "accuracy": train(cell, rule, options, seed)}
@@ -129,37 +125,8 @@ def main(arguments=None):
         for rule in options.rules
         for seed in options.seeds
     ]
-    with options.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["cell", "rule", "seed", "batches", "test_accuracy"])
-        for row in rows:
-            for tenth, accuracy in enumerate(row["accuracy"], 1):
-                done = tenth * max(1, options.batches // 10)
-                writer.writerow([row["cell"], row["rule"], row["seed"], done, f"{accuracy:.4f}"])
-    save_figure(options.out.with_suffix(".png"), options, rows)
-    for cell in options.cells:
-        for rule in options.rules:
-            last = [row["accuracy"][-1] for row in rows if (row["cell"], row["rule"]) == (cell, rule)]
-            print(f"{cell:<6}{rule:<14}{100 * np.mean(last):.1f} % ({', '.join(f'{100 * a:.1f}' for a in last)})")
+    outputs.gated(options.out, options, rows)
     return rows
-
-
-def save_figure(path, options, rows):
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shape = {"ncols": len(options.cells), "squeeze": False, "sharey": True}
-    figure, axes = plt.subplots(**shape, figsize=(10, 3.4), layout="constrained")
-    for ax, cell in zip(axes[0], options.cells, strict=True):
-        for rule in options.rules:
-            curves = np.array([row["accuracy"] for row in rows if (row["cell"], row["rule"]) == (cell, rule)])
-            done = max(1, options.batches // 10) * (1 + np.arange(curves.shape[1]))
-            ax.plot(done, 100 * curves.mean(0), marker="o", ms=3, label=rule)
-        ax.set(title=cell, xlabel="batches", ylim=(20, 102))
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[0, 0].legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ parameters and batch, for the hidden layer's parameters and for several segment 
     python examples/gradients.py --cell brf --epochs 40
 """
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import ecg
 import jax
 import jax.numpy as jnp
 import optax
+import outputs
 import training
 from tqdm import tqdm
 
@@ -26,16 +26,14 @@ def cosine(a, b):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = outputs.parser(__doc__)
     parser.add_argument("--cell", choices=ecg.SETUPS, default="brf", help="neuron model")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training data")
     parser.add_argument("--every", type=int, default=4, help="epochs between comparisons")
     parser.add_argument("--segment-lengths", nargs="+", type=int, default=[1, 10, 50, 100, 260, 1300], help="of HYPR")
     training.add_project(parser)
     parser.add_argument("--seed", type=int, default=0, help="of parameters and batches")
-    parser.add_argument("--out", type=Path, default=Path("gradients.csv"), help="CSV file to append to")
+    parser.add_argument("--out", type=Path, default=outputs.OUT / "gradients.csv", help="CSV file to append to")
     options = parser.parse_args(arguments)
     data, _ = hyprjax.data.ecg_qtdb()
     network, make_optimiser, batch_size = ecg.SETUPS[options.cell]()
@@ -57,6 +55,7 @@ def main(arguments=None):
     learn = jax.jit(training.learner(network, "hypr", optimiser, project=options.project))
     params = network.init(jax.random.key(options.seed))
     state, data = optimiser.init(params), jax.device_put(data)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     new = not options.out.exists()
     with options.out.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

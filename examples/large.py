@@ -6,8 +6,6 @@ shown row by row, eight steps a row. Needs the extra `examples` and 5 GB of memo
     python examples/large.py
 """
 
-import argparse
-import csv
 import resource
 import time
 from functools import partial
@@ -16,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import outputs
 
 import hyprjax as hj
 import hyprjax.data
@@ -53,9 +52,7 @@ def accuracy(params, inputs, labels):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = outputs.parser(__doc__)
     parser.add_argument("--neurons", type=int, default=10_000, help="recurrent neurons")
     parser.add_argument("--updates", type=int, default=60, help="batches of 16 digits to learn from")
     parser.add_argument("--segment-length", type=int, default=16, help="steps per segment, of 64")
@@ -90,9 +87,7 @@ def main(arguments=None):
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process {memory:.1f} GB")
     if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([["neurons", "update", "loss", "test_accuracy"], *rows])
+        outputs.write_csv(options.out, ("neurons", "update", "loss", "test_accuracy"), rows)
     return rows
 
 

@@ -7,15 +7,13 @@ every 100 steps. Memory is the compiled temporary memory of the whole gradient, 
     python examples/long.py
 """
 
-import argparse
-import csv
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import optax
+import outputs
 
 import hyprjax as hj
 
@@ -80,13 +78,11 @@ def measure(rule, steps, limit):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = outputs.parser(__doc__)
     lengths = [1_000, 10_000, 100_000, 1_000_000]
     parser.add_argument("--steps", nargs="+", type=int, default=lengths, help="lengths of the sequence")
     parser.add_argument("--limit", type=float, default=2_000.0, help="megabytes beyond which a rule is not run")
-    parser.add_argument("--out", type=Path, default=Path("long.csv"), help="where to save the numbers")
+    parser.add_argument("--out", type=Path, default=outputs.OUT / "long.csv", help="where to save the numbers")
     options = parser.parse_args(arguments)
     rows = []
     for steps in options.steps:
@@ -94,25 +90,8 @@ def main(arguments=None):
             memory, speed = measure(rule, steps, options.limit)
             rows.append((rule, steps, f"{memory:.2f}", f"{speed:.0f}" if speed else ""))
             print(f"T = {steps:>9,}  {rule:<42}{memory:>10.1f} MB", f"{speed:>9.0f} steps/s" if speed else "not run")
-    with options.out.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("rule", "steps", "memory_mb", "steps_per_s"), *rows])
-    save_figure(options.out.with_suffix(".png"), rows)
-
-
-def save_figure(path, rows):
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for axes, column, label in zip(both, (2, 3), ("temporary memory, MB", "steps per second"), strict=True):
-        for colour, rule in zip(("black", "gray", "C2", "C0"), RULES, strict=True):
-            points = [(row[1], float(row[column])) for row in rows if row[0] == rule and row[column]]
-            axes.plot(*zip(*points, strict=True), color=colour, marker="o", ms=4, label=rule)
-        axes.set(xscale="log", xlabel="steps T", ylabel=label)
-    both[0].set_yscale("log")
-    both[1].set_ylim(0)
-    both[1].legend(fontsize=8, loc="lower center")
-    figure.savefig(path, dpi=130)
+    outputs.write_csv(options.out, ("rule", "steps", "memory_mb", "steps_per_s"), rows)
+    outputs.long(options.out.with_suffix(".png"), rows)
 
 
 if __name__ == "__main__":

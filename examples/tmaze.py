@@ -7,26 +7,25 @@ or by BPTT that ends where the 10 steps begin. Environment and learner are one `
     python examples/tmaze.py
 """
 
-import argparse
-import csv
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import maze
 import numpy as np
 import optax
+import outputs
 
 import hyprjax as hj
 
-CUE, CORRIDOR, JUNCTION = 10, (50, 200), 10  # steps
-GROUPS, CHANNELS, RATE = 4, 5, 0.4  # left, right, junction and noise, each of some channels
 AGENTS, NEURONS, STEPS = 64, 64, 10  # per update
 
 CELL = hj.alif(tau=20.0, tau_a=lambda key, shape: jax.random.uniform(key, shape, minval=20.0, maxval=400.0))
 READOUT = hj.leaky_integrator(tau=10.0)
+CELLS = {"hidden": CELL, "readout": READOUT}
 OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+RULES = {"hypr": "HYPR", "tbptt": "BPTT truncated to 10 steps"}
 
 
 def model(params, xs):
@@ -44,50 +43,18 @@ def loss_fn(params, xs):
     return (xs["turns"] * (actor + 0.1 * decided + 0.05 * (value - xs["reward"]) ** 2)).mean()
 
 
-# --- the maze -------------------------------------------------------------------------------------
-
-
-def new_maze(key):
-    """Of one agent: the side to turn to, and the steps until the junction and since the start."""
-    side, length = jax.random.split(key)
-    return {
-        "side": jax.random.randint(side, (), 0, 2),
-        "junction": CUE + jax.random.randint(length, (), *CORRIDOR),
-        "time": 0,
-    }
-
-
-def observe(maze, key):
-    """Spikes of all channels."""
-    cue, at_junction = maze["time"] < CUE, maze["time"] >= maze["junction"]
-    active = jnp.stack([cue & (maze["side"] == 0), cue & (maze["side"] == 1), at_junction, True])
-    rates = jnp.where(active, RATE, 0.05) * jnp.array([1, 1, 1, 0.25])
-    return jax.random.bernoulli(key, jnp.repeat(rates, CHANNELS)).astype(jnp.float32)
-
-
-def move(maze, turn, key):
-    """One step: the next maze, whether the agent turned at the junction, and its reward."""
-    turns = maze["time"] == maze["junction"] + JUNCTION - 1
-    reward = jnp.where(turn == maze["side"], 1.0, -1.0)
-    following = jax.tree.map(partial(jnp.where, turns), new_maze(key), {**maze, "time": maze["time"] + 1})
-    return following, turns, reward
-
-
-# --- learning -------------------------------------------------------------------------------------
-
-
 def gradient(rule):
     """`(init, (params, carry, xs) -> (grads, carry))`."""
-    if rule == "hypr":
-        learner = hj.hypr_stream(loss_fn)
+    if rule == "tbptt":
+        stream = hj.stream(loss_fn)
+        return stream.init, jax.grad(stream.apply, has_aux=True)
+    learner = hj.hypr_stream(loss_fn)
 
-        def grads_of(params, carry, xs):
-            (_, grads), carry = learner.value_and_grad(params, carry, xs)
-            return grads, carry
+    def grads_of(params, carry, xs):
+        (_, grads), carry = learner.value_and_grad(params, carry, xs)
+        return grads, carry
 
-        return learner.init, grads_of
-    stream = hj.stream(loss_fn)
-    return stream.init, jax.grad(stream.apply, has_aux=True)
+    return learner.init, grads_of
 
 
 def act(params, carry, mazes, key):
@@ -98,30 +65,25 @@ def act(params, carry, mazes, key):
         carry, mazes = state
         see, choose, build = jax.random.split(key, 3)
         each = lambda key: jax.random.split(key, AGENTS)  # noqa: E731
-        xs = {"inputs": jax.vmap(observe)(mazes, each(see)), "resets": mazes["time"] == 0}
+        xs = {"inputs": jax.vmap(maze.observe)(mazes, each(see)), "resets": mazes["time"] == 0}
         (logits, value), carry = agent.apply(params, carry, jax.tree.map(lambda x: x[None], xs))
         turn = jax.random.categorical(choose, logits[0])
-        mazes, turns, reward = jax.vmap(move)(mazes, turn, each(build))
+        mazes, turns, reward = jax.vmap(maze.move)(mazes, turn, each(build))
         seen = {"turn": turn, "turns": turns.astype(jnp.float32), "reward": reward, "advantage": reward - value[0]}
         return (carry, mazes), xs | seen
 
     return jax.lax.scan(step, (carry, mazes), jax.random.split(key, STEPS))
 
 
-def init(key):
-    k1, k2 = jax.random.split(key)
-    return {
-        "hidden": hj.init_layer(k1, CELL, GROUPS * CHANNELS, NEURONS, recurrent=True),
-        "readout": hj.init_layer(k2, READOUT, NEURONS, 3),
-    }
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def train(rule, updates, seed):
     """How often the agents that turned turned to the right side, and how many did, after every update."""
     start, walk, learn = jax.random.split(jax.random.key(seed), 3)
-    params, mazes = init(start), jax.vmap(new_maze)(jax.random.split(walk, AGENTS))
-    first = {"inputs": jnp.zeros((STEPS, AGENTS, GROUPS * CHANNELS)), "resets": jnp.zeros((STEPS, AGENTS), bool)}
+    k1, k2 = jax.random.split(start)
+    hidden = hj.init_layer(k1, CELL, maze.CHANNELS, NEURONS, recurrent=True)
+    params = {"hidden": hidden, "readout": hj.init_layer(k2, READOUT, NEURONS, 3)}
+    mazes = jax.vmap(maze.new_maze)(jax.random.split(walk, AGENTS))
+    first = {"inputs": jnp.zeros((STEPS, AGENTS, maze.CHANNELS)), "resets": jnp.zeros((STEPS, AGENTS), bool)}
     labels = dict.fromkeys(("turns", "reward", "advantage"), jnp.zeros((STEPS, AGENTS)))
     init_learner, grads_of = gradient(rule)
     carry = init_learner(params, {**first, **labels, "turn": jnp.zeros((STEPS, AGENTS), int)})
@@ -131,7 +93,7 @@ def train(rule, updates, seed):
         (acting, mazes), xs = act(params, acting, mazes, key)
         grads, carry = grads_of(params, carry, xs)
         changes, optimiser = OPTIMISER.update(grads, optimiser)
-        params = hj.project({"hidden": CELL, "readout": READOUT}, optax.apply_updates(params, changes))
+        params = hj.project(CELLS, optax.apply_updates(params, changes))
         return (params, optimiser, acting, carry, mazes), ((xs["turns"] * (xs["reward"] > 0)).sum(), xs["turns"].sum())
 
     state = params, OPTIMISER.init(params), hj.stream(model).init(params, first), carry, mazes
@@ -139,42 +101,21 @@ def train(rule, updates, seed):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--rules", nargs="+", choices=["hypr", "tbptt"], default=["hypr", "tbptt"])
+    parser = outputs.parser(__doc__)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="what to train with")
     parser.add_argument("--updates", type=int, default=8000, help="after every 10 steps")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of parameters, mazes and choices")
-    parser.add_argument("--out", type=Path, default=Path("tmaze.csv"), help="where to save the curves")
+    parser.add_argument("--out", type=Path, default=outputs.OUT / "tmaze.csv", help="where to save the curves")
     options = parser.parse_args(arguments)
     rows = []
     for rule in options.rules:
         for seed in options.seeds:
             right, turned = map(np.asarray, train(rule, options.updates, seed))
-            parts = np.array_split(np.arange(options.updates), min(40, options.updates))
-            curve = [right[part].sum() / max(turned[part].sum(), 1) for part in parts]
-            rows += [(rule, seed, STEPS * (part[-1] + 1), share) for part, share in zip(parts, curve, strict=True)]
-            last = int(turned[parts[-1]].sum())
-            print(f"{rule:<6} seed {seed}: {100 * curve[-1]:.1f} % of the last {last} turns are right")
-    with options.out.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("rule", "seed", "step", "right"), *rows])
-    save_figure(options.out.with_suffix(".png"), rows)
-
-
-def save_figure(path, rows):
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    names = {"hypr": "HYPR", "tbptt": "BPTT truncated to 10 steps"}
-    for colour, rule in enumerate(dict.fromkeys(row[0] for row in rows)):
-        for first, seed in enumerate(dict.fromkeys(row[1] for row in rows if row[0] == rule)):
-            steps, right = zip(*[row[2:] for row in rows if row[:2] == (rule, seed)], strict=True)
-            axes.plot(steps, 100 * np.array(right), f"C{colour}", lw=1.3, label=None if first else names[rule])
-    axes.axhline(50, color="gray", lw=0.7, ls=":")
-    axes.set(xlabel="steps", ylabel="turns to the right side, %", ylim=(35, 102))
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
+            for part in np.array_split(np.arange(options.updates), min(40, options.updates)):
+                rows.append((rule, seed, STEPS * (part[-1] + 1), right[part].sum() / max(turned[part].sum(), 1)))
+            print(f"{rule:<6} seed {seed}: {100 * rows[-1][-1]:.1f} % of the last turns are right")
+    outputs.write_csv(options.out, ("rule", "seed", "step", "right"), rows)
+    outputs.tmaze(options.out.with_suffix(".png"), rows, RULES)
 
 
 if __name__ == "__main__":

@@ -248,17 +248,53 @@ def test_the_maze_is_walked_and_learnt_from_by_both_rules(tmp_path):
 
 
 def test_mazes_last_as_long_as_they_say_and_reward_the_side_of_the_cue():
-    import tmaze
+    import maze
 
-    maze = tmaze.new_maze(jax.random.key(0))
-    length = int(maze["junction"]) + tmaze.JUNCTION
-    assert tmaze.CORRIDOR[0] <= length - tmaze.CUE - tmaze.JUNCTION < tmaze.CORRIDOR[1]
+    state = maze.new_maze(jax.random.key(0))
+    length = int(state["junction"]) + maze.JUNCTION
+    assert maze.CORRIDOR[0] <= length - maze.CUE - maze.JUNCTION < maze.CORRIDOR[1]
     for _ in range(length):
-        side, (maze, turns, reward) = maze["side"], tmaze.move(maze, maze["side"], jax.random.key(1))
+        side, (state, turns, reward) = state["side"], maze.move(state, state["side"], jax.random.key(1))
     assert turns
     assert reward == 1
-    assert maze["time"] == 0
-    assert tmaze.move({**maze, "side": side}, 1 - side, jax.random.key(1))[2] == -1
+    assert state["time"] == 0
+    assert maze.move({**state, "side": side}, 1 - side, jax.random.key(1))[2] == -1
+
+
+def test_the_symbol_of_store_and_recall_is_shown_before_the_delay_and_the_signal_after_it():
+    import delays
+
+    data = delays.store_recall(50, 30, seed=0)
+    groups = data.inputs.reshape(len(data.inputs), 50, delays.SYMBOLS + 1, delays.GROUP).sum(-1)
+    shown = groups[: delays.SHOWN].sum(0)[:, :-1]
+    assert np.array_equal(shown.argmax(-1), data.targets)
+    assert groups[-delays.SHOWN :, :, -1].mean() > 10 * groups[: -delays.SHOWN, :, -1].mean()
+    assert data.mask.sum(0).tolist() == [delays.SHOWN] * 50
+    assert not data.mask[: delays.SHOWN + 30].any()
+
+
+def test_updates_every_few_steps_learn_what_truncated_bptt_does_not(tmp_path):
+    """A symbol of 100 steps ago, an update every 20: in small, the figure of the results."""
+    import delays
+
+    jax.config.update("jax_enable_x64", False)
+    short = ["--cells", "alif", "--delays", "100", "--epochs", "10", "--seeds", "0"]
+    delays.main([*short, "--out", str(tmp_path / "delays.csv")])
+    with (tmp_path / "delays.csv").open() as file:
+        accuracy = {row["rule"]: float(row["test_accuracy"]) for row in csv.DictReader(file)}
+    assert accuracy["hypr-online"] > 0.9
+    assert accuracy["tbptt-online"] < 0.7
+
+
+def test_evidence_is_accumulated_in_small(folder, monkeypatch):
+    import evidence
+
+    make = hj.data.evidence_accumulation
+    short = {"cue_steps": 5, "gap_steps": 2, "delay_steps": 10, "recall_steps": 5}
+    monkeypatch.setattr(hj.data, "evidence_accumulation", lambda n, seed: make(n, seed=seed, **short))
+    results = evidence.main(["--sequences", "20", "--epochs", "1", "--batch-size", "9", "--seeds", "0"])
+    assert list(results) == ["hypr-online", "tbptt-online"]
+    assert all(np.isfinite(result.history["loss"]).all() for result in results.values())
 
 
 def test_memory_of_hypr_does_not_grow_with_the_steps(tmp_path):

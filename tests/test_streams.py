@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from checkpoints import Checkpoints
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from networks import CELLS, assert_close, make_data, make_loss, make_stack
 
@@ -121,6 +121,7 @@ def test_resets_make_separate_sequences(ends, seed):
     length=st.integers(1, 7),
     x64=st.booleans(),
 )
+@example(shape=(3, 0, 2, 2), kind="float32", length=1, x64=False)  # an empty batch, two segments
 def test_any_shape_and_dtype_gives_finite_gradients_of_the_parameters_own_dtype(shape, kind, length, x64):
     jax.config.update("jax_enable_x64", x64)
     steps, batch, m, n = shape

@@ -333,7 +333,8 @@ def _contract(q, synapses):
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
         return total + dot(*at_b), None
 
-    return jax.lax.scan(add, _sharding.zeros_like(synapses[0][0], q[0].dtype), (q, synapses))[0]
+    nothing = _sharding.vary(jnp.zeros((rows, n), q[0].dtype), q, synapses)
+    return jax.lax.scan(add, nothing, (q, synapses))[0]
 
 
 def _through(row, traces, added):
