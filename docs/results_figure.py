@@ -1,4 +1,4 @@
-"""The pictures and the tables of docs/results.md, from the CSV files beside it.
+"""The pictures and the tables of docs/results.md, from the CSV files beside it; a table stands between two comments.
 
 python docs/results_figure.py docs
 """
@@ -47,59 +47,92 @@ def accuracy(rows, of="test_accuracy"):
     return values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
 
 
-def table(rows):
-    """Markdown: task x neuron x rule."""
-    lines = [
-        "| task | neuron | rule | test accuracy, % | gap to BPTT | seeds | s/epoch | memory, MB | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    groups = group(rows, "task", "neuron", "rule")
+def markdown(header, rows):
+    """A table of rows of cells, under a header with cells separated by `|`."""
+    return "\n".join(
+        [f"| {header} |", "|" + "---|" * len(header.split(" | ")), *[f"| {' | '.join(row)} |" for row in rows]]
+    )
+
+
+def spread(mean, deviation):
+    return f"{mean:.2f} ± {deviation:.2f}"
+
+
+def seeds_of(rows):
+    return ", ".join(row["seed"] for row in rows)
+
+
+def whole_table(rows):
+    """Task x neuron x rule, one update a sequence."""
+    lines, groups = [], group(rows, "task", "neuron", "rule")
     for (task, neuron, rule), own in groups.items():
         mean, deviation = accuracy(own)
         exact = groups.get((task, neuron, "bptt"))
         gap = f"{accuracy(exact)[0] - mean:.2f}" if exact and rule != "bptt" else "-"
-        seeds = ", ".join(row["seed"] for row in own)
-        first = own[0]
         cell, _, layers = neuron.partition("x")
         network = f"`{cell}`" + (f", {layers} layers" if layers == "2" else "")
-        lines.append(
-            f"| {task} | {network} | {NAMES[rule]} | {mean:.2f} ± {deviation:.2f} | {gap} | {seeds} "
-            f"| {float(first['seconds_per_epoch']):.1f} | {first['memory_mb']} | {first['commit']} |"
-        )
-    return "\n".join(lines)
+        cost = f"{float(own[0]['seconds_per_epoch']):.1f}", own[0]["memory_mb"], own[0]["commit"]
+        lines.append((task, network, NAMES[rule], spread(mean, deviation), gap, seeds_of(own), *cost))
+    header = "task | neuron | rule | test accuracy, % | gap to BPTT | seeds | s/epoch | memory, MB | commit"
+    return markdown(header, lines)
 
 
 def tuning_table(rows):
-    """Markdown: rule x learning rate x segment length."""
-    lines = [
-        "| rule | learning rate | λ | validation accuracy, % | test accuracy, % | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Rule x learning rate x segment length."""
+    lines = []
     for row in rows:
         row["rate"] = option(row, "learning-rate", "0.1")
     for (rule, rate, length), own in sorted(group(rows, "rule", "rate", "segment_length").items()):
-        valid, test = (accuracy(own, of) for of in ("valid_accuracy", "test_accuracy"))
+        parts = [spread(*accuracy(own, of)) for of in ("valid_accuracy", "test_accuracy")]
         length = "-" if rule == "bptt" else length.replace("default", "260, the default")
-        lines.append(
-            f"| {NAMES[rule]} | {rate} | {length} | {valid[0]:.2f} ± {valid[1]:.2f} | {test[0]:.2f} ± {test[1]:.2f} "
-            f"| {', '.join(row['seed'] for row in own)} |"
-        )
-    return "\n".join(lines)
+        lines.append((NAMES[rule], rate, length, *parts, seeds_of(own)))
+    return markdown("rule | learning rate | λ | validation accuracy, % | test accuracy, % | seeds", lines)
 
 
 def projection_table(rows):
-    """Markdown: rule x with and without `hj.project`."""
-    lines = [
-        "| rule | `hj.project` | validation accuracy, % | test accuracy, % | test, last epoch, % | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Rule x with and without `hj.project`."""
+    lines = []
     for row in rows:
         row["project"] = "no" if "--no-project" in row["command"] else "yes"
     for (rule, project), own in sorted(group(rows, "rule", "project").items()):
-        parts = [accuracy(own, f"{of}_accuracy") for of in ("valid", "test", "last")]
-        numbers = " | ".join(f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in parts)
-        lines.append(f"| {NAMES[rule]} | {project} | {numbers} | {', '.join(row['seed'] for row in own)} |")
-    return "\n".join(lines)
+        parts = [spread(*accuracy(own, f"{of}_accuracy")) for of in ("valid", "test", "last")]
+        lines.append((NAMES[rule], project, *parts, seeds_of(own)))
+    header = "rule | `hj.project` | validation accuracy, % | test accuracy, % | test, last epoch, % | seeds"
+    return markdown(header, lines)
+
+
+def online_table(rows):
+    """Neuron x rule x batch size x steps per update."""
+    lines = []
+    for (neuron, rule, batch, length), own in group(rows, "neuron", "rule", "batch", "segment_length").items():
+        parts = [spread(*accuracy(own, of)) for of in ("test_accuracy", "last_accuracy")]
+        every = "sequence" if rule == "bptt" else f"{length} steps"
+        seconds = max(float(row["seconds_per_epoch"]) for row in own)
+        cost = str(len(own)), f"{seconds:.1f}", own[0]["memory_mb"]
+        lines.append((f"`{neuron}`", NAMES[rule], batch, every, *parts, *cost))
+    header = "neuron | rule | batch | update every | test accuracy, % | last epoch, % | seeds | s/epoch | memory, MB"
+    return markdown(header, lines)
+
+
+def mnist_table(rows):
+    """Rule x steps per update."""
+    lines = []
+    for (task, rule, length), own in group(rows, "task", "rule", "segment_length").items():
+        every = f"{length} steps" if rule.endswith("online") else "784 steps"
+        parts = [f"{accuracy(own, of)[0]:.2f}" for of in ("test_accuracy", "last_accuracy", "valid_accuracy")]
+        cost = f"{float(own[0]['seconds_per_epoch']):.0f}", own[0]["memory_mb"], seeds_of(own), own[0]["commit"]
+        lines.append((task, NAMES[rule], every, *parts, *cost))
+    header = "task | rule | update every | test accuracy, % | last epoch, % | validation, % | s/epoch | memory, MB"
+    return markdown(f"{header} | seeds | commit", lines)
+
+
+def evidence_table(rows):
+    """Rule x steps per update, all seeds."""
+    lines = []
+    for (length, rule), own in group(rows, "segment_length", "rule").items():
+        each = ", ".join(f"{100 * float(row['test_accuracy']):.1f}" for row in own)
+        lines.append((f"{length} steps", NAMES[rule], f"{accuracy(own)[0]:.1f}", each, seeds_of(own), own[0]["commit"]))
+    return markdown("update every | rule | test accuracy, % | of each seed | seeds | commit", lines)
 
 
 def segment_length_figure(rows, path):
@@ -121,27 +154,10 @@ def segment_length_figure(rows, path):
     figure.savefig(path, dpi=130)
 
 
-def online_table(rows):
-    """Markdown: rule x batch size x steps per update."""
-    lines = [
-        "| neuron | rule | batch | update every | test accuracy, % | last epoch, % | seeds | s/epoch | memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        row["batch"] = option(row, "batch-size", "64" if row["neuron"] == "se_adlif" else "16")
-    for (neuron, rule, batch, length), own in group(rows, "neuron", "rule", "batch", "segment_length").items():
-        parts = " | ".join("{:.2f} ± {:.2f}".format(*accuracy(own, of)) for of in ("test_accuracy", "last_accuracy"))
-        every = "sequence" if rule == "bptt" else f"{length} steps"
-        seconds, first = max(float(row["seconds_per_epoch"]) for row in own), own[0]
-        cost = f"{len(own)} | {seconds:.1f} | {first['memory_mb']}"
-        lines.append(f"| `{neuron}` | {NAMES[rule]} | {batch} | {every} | {parts} | {cost} |")
-    return "\n".join(lines)
-
-
 def online_figure(rows, maze, path):
     """Accuracy against the interval between updates on ECG, and the T-maze."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    own = [row for row in rows if row["neuron"] == "brf" and option(row, "batch-size", "16") == "8"]
+    own = [row for row in rows if (row["neuron"], row["batch"]) == ("brf", "8")]
     for (rule,), of_rule in group(own, "rule").items():
         of_length = {length: (*accuracy(of), len(of)) for (length,), of in group(of_rule, "segment_length").items()}
         points = sorted((0 if rule == "bptt" else int(length), *of) for length, of in of_length.items())
@@ -193,18 +209,80 @@ def gradient_figure(rows, path):
     figure.savefig(path, dpi=130)
 
 
+def delays_figure(rows, path):
+    """Accuracy against the delay between symbol and answer, per rule and neuron model."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axes, rule in zip(both, ("hypr-online", "tbptt-online"), strict=True):
+        for (neuron,), own in group([row for row in rows if row["rule"] == rule], "neuron").items():
+            points = sorted((int(task.split()[-1]), *accuracy(of)) for (task,), of in group(own, "task").items())
+            delays, mean, deviation = map(np.array, zip(*points, strict=True))
+            axes.errorbar(delays, mean, deviation, marker="o", ms=4, capsize=2, label=f"{neuron}")
+        axes.set(xscale="log", xlabel="delay, steps", title=NAMES[rule.replace("hypr-", "hypr-segment-")])
+        axes.set_xticks(delays, map(str, delays))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.axhline(25, color="gray", lw=0.7, ls=":")
+    both[0].set(ylabel="test accuracy, %", ylim=(15, 103))
+    both[0].legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=130)
+
+
+def time_figure(rows, seconds, path):
+    """Accuracy against the time that 40 epochs of one network take, on ECG."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    minutes = {(row["rule"], row["batch"], row["segment_length"]): float(row["seconds"]) * 40 / 60 for row in seconds}
+    own = [row for row in rows if row["neuron"] == "brf"]
+    for (rule,), of_rule in group(own, "rule").items():
+        points = [
+            (minutes[rule, batch, length], *accuracy(of), len(of), batch if rule == "bptt" else length)
+            for (batch, length), of in group(of_rule, "batch", "segment_length").items()
+            if (rule, batch, length) in minutes
+        ]
+        if not points:
+            continue
+        x, mean, deviation, seeds, _ = zip(*sorted(points), strict=True)
+        error = np.array(deviation) / np.sqrt(seeds)
+        label = NAMES[rule] + (", by batch size" if rule == "bptt" else ", by steps between updates")
+        axes.errorbar(x, mean, error, color=COLOURS[rule], marker="o", ms=4, capsize=2, label=label)
+        for at, value, *_, name in points:
+            axes.annotate(name, (at, value), (4, 4), textcoords="offset points", fontsize=8, color=COLOURS[rule])
+    axes.set(xscale="log", xlabel="minutes for 40 epochs", ylabel="test accuracy, %", title="ECG-QTDB, 36 BRF neurons")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def fill(page, tables):
+    """Puts each table where the page has its name in a comment."""
+    text = page.read_text()
+    for name, content in tables.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise SystemExit(f"{page} has no place for the table {name!r}")
+        text = "".join([before, mark, content, "\n", end, after])
+    page.write_text(text)
+
+
 def main(docs):
     docs = Path(docs)
-    rows = [row for name in ("ecg", "spoken_digits") for row in read(docs / "results" / f"{name}.csv")]
-    print(table(rows), end="\n\n")
-    brf = [row for row in rows if (row["task"], row["neuron"]) == ("ecg", "brf") and row["rule"] != "hypr-segment"]
-    print(tuning_table(brf + read(docs / "results" / "ecg_tuning.csv")), end="\n\n")
-    print(projection_table(read(docs / "results" / "ecg_project.csv")))
-    online = read(docs / "results" / "ecg_online.csv")
-    print(online_table(online))
-    online_figure(online, read(docs / "results" / "tmaze.csv"), docs / "images" / "online.png")
-    segment_length_figure(read(docs / "results" / "segment_length.csv"), docs / "images" / "segment_length.png")
-    gradient_figure(read(docs / "results" / "gradients.csv"), docs / "images" / "gradients.png")
+    of = {path.stem: read(path) for path in sorted((docs / "results").glob("*.csv"))}
+    for row in of["ecg_online"]:
+        row["batch"] = option(row, "batch-size", "64" if row["neuron"] == "se_adlif" else "16")
+    whole = of["ecg"] + of["spoken_digits"]
+    brf = [row for row in of["ecg"] if row["neuron"] == "brf" and row["rule"] != "hypr-segment"]
+    tables = {
+        "online": online_table(of["ecg_online"]),
+        "once": whole_table(whole),
+        "rate": tuning_table(brf + of["ecg_tuning"]),
+        "project": projection_table(of["ecg_project"]),
+        "mnist": mnist_table(of["smnist"]),
+        "evidence": evidence_table(of["evidence"]),
+    }
+    fill(docs / "results.md", tables)
+    online_figure(of["ecg_online"], of["tmaze"], docs / "images" / "online.png")
+    time_figure(of["ecg_online"], of["ecg_time"], docs / "images" / "time.png")
+    delays_figure(of["delays"], docs / "images" / "delays.png")
+    segment_length_figure(of["segment_length"], docs / "images" / "segment_length.png")
+    gradient_figure(of["gradients"], docs / "images" / "gradients.png")
 
 
 if __name__ == "__main__":
