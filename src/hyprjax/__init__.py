@@ -8,6 +8,7 @@ from hyprjax._cell import Cell as Cell
 from hyprjax._cell import init_layer as init_layer
 from hyprjax._checks.cell import check_cell as check_cell
 from hyprjax._checks.model import check as check
+from hyprjax._delay import delay as delay
 from hyprjax._hypr import Learner as Learner
 from hyprjax._hypr import hypr as hypr
 from hyprjax._hypr import hypr_grad as hypr_grad
@@ -21,7 +22,6 @@ from hyprjax._sharding import shardings as shardings
 from hyprjax._stream import Stream as Stream
 from hyprjax._stream import stream as stream
 from hyprjax._stream import unroll as unroll
-from hyprjax._wiring import delay as delay
 from hyprjax._wiring import scan as scan
 from hyprjax._wiring import step as step
 from hyprjax.cells import adex as adex

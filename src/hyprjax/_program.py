@@ -6,7 +6,7 @@ in the body of a `lax.scan` over layers. So it does not call the function, it tr
     trace       the function on the shapes of one segment; `unroll` binds `unroll_p`     `Program`
     evaluate    equation by equation, each `unroll` from its carry to the next           `evaluate`
 
-`unroll` is one `Operation`, something that continues from segment to segment; `_wiring` has the others.
+`unroll` is one `Operation`, something that continues from segment to segment; `_wiring` and `_delay` have the others.
 
 Under `jax.vmap` the primitive has a batching rule. A batch of inputs becomes one more batch axis of the same `unroll`,
 so that a vmapped model has the GEMMs of a batched one; a batch of parameters becomes an axis of an ensemble, over

@@ -4,7 +4,10 @@ Nothing here takes part in the algorithm:
 
     arguments   the arguments of public functions
     axis        a jaxpr followed along one axis of its operands: an abstract interpretation
+    axis_rules  what each primitive of JAX makes of the axis
     time        what a program does along time, by `axis`
     model       `hyprjax.check`
     cell        `hyprjax.check_cell`
 """
+
+from hyprjax._checks import axis_rules as axis_rules
