@@ -115,24 +115,27 @@ def online_table(rows):
 
 
 def mnist_table(rows):
-    """Rule x steps per update."""
+    """Rule x learning rate x passes."""
     lines = []
-    for (task, rule, length), own in group(rows, "task", "rule", "segment_length").items():
+    for row in rows:
+        row["rate"] = option(row, "learning-rate", "0.01")
+    for (rule, rate, epochs, length), own in group(rows, "rule", "rate", "epochs", "segment_length").items():
         every = f"{length} steps" if rule.endswith("online") else "784 steps"
         parts = [f"{accuracy(own, of)[0]:.2f}" for of in ("test_accuracy", "last_accuracy", "valid_accuracy")]
         cost = f"{float(own[0]['seconds_per_epoch']):.0f}", own[0]["memory_mb"], seeds_of(own), own[0]["commit"]
-        lines.append((task, NAMES[rule], every, *parts, *cost))
-    header = "task | rule | update every | test accuracy, % | last epoch, % | validation, % | s/epoch | memory, MB"
-    return markdown(f"{header} | seeds | commit", lines)
+        lines.append((NAMES[rule], every, rate, epochs, *parts, *cost))
+    header = "rule | update every | learning rate | passes | test accuracy, % | last epoch, % | validation, %"
+    return markdown(f"{header} | s/epoch | memory, MB | seeds | commit", lines)
 
 
 def evidence_table(rows):
-    """Rule x steps per update, all seeds."""
+    """Steps per update x passes x rule, all seeds."""
     lines = []
-    for (length, rule), own in group(rows, "segment_length", "rule").items():
+    for (length, epochs, rule), own in group(rows, "segment_length", "epochs", "rule").items():
         each = ", ".join(f"{100 * float(row['test_accuracy']):.1f}" for row in own)
-        lines.append((f"{length} steps", NAMES[rule], f"{accuracy(own)[0]:.1f}", each, seeds_of(own), own[0]["commit"]))
-    return markdown("update every | rule | test accuracy, % | of each seed | seeds | commit", lines)
+        mean = f"{accuracy(own)[0]:.1f}"
+        lines.append((f"{length} steps", epochs, NAMES[rule], mean, each, seeds_of(own), own[0]["commit"]))
+    return markdown("update every | passes | rule | test accuracy, % | of each seed | seeds | commit", lines)
 
 
 def segment_length_figure(rows, path):
@@ -216,7 +219,8 @@ def delays_figure(rows, path):
         for (neuron,), own in group([row for row in rows if row["rule"] == rule], "neuron").items():
             points = sorted((int(task.split()[-1]), *accuracy(of)) for (task,), of in group(own, "task").items())
             delays, mean, deviation = map(np.array, zip(*points, strict=True))
-            axes.errorbar(delays, mean, deviation, marker="o", ms=4, capsize=2, label=f"{neuron}")
+            axes.plot(delays, mean, marker="o", ms=4, label=neuron)
+            axes.fill_between(delays, mean - deviation, mean + deviation, alpha=0.15, lw=0)
         axes.set(xscale="log", xlabel="delay, steps", title=NAMES[rule.replace("hypr-", "hypr-segment-")])
         axes.set_xticks(delays, map(str, delays))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -228,25 +232,24 @@ def delays_figure(rows, path):
 
 def time_figure(rows, seconds, path):
     """Accuracy against the time that 40 epochs of one network take, on ECG."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    minutes = {(row["rule"], row["batch"], row["segment_length"]): float(row["seconds"]) * 40 / 60 for row in seconds}
-    own = [row for row in rows if row["neuron"] == "brf"]
-    for (rule,), of_rule in group(own, "rule").items():
+    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    duration = {(row["rule"], row["batch"], row["segment_length"]): 40 * float(row["seconds"]) for row in seconds}
+    brf = [row for row in rows if row["neuron"] == "brf"]
+    for rule, at in (("bptt", "batch"), ("tbptt-online", "segment_length"), ("hypr-segment-online", "segment_length")):
+        own = [row for row in brf if row["rule"] == rule]
         points = [
-            (minutes[rule, batch, length], *accuracy(of), len(of), batch if rule == "bptt" else length)
-            for (batch, length), of in group(of_rule, "batch", "segment_length").items()
-            if (rule, batch, length) in minutes
+            (duration[rule, batch, length], *accuracy(of), len(of), of[0][at])
+            for (batch, length), of in group(own, "batch", "segment_length").items()
         ]
-        if not points:
-            continue
-        x, mean, deviation, seeds, _ = zip(*sorted(points), strict=True)
-        error = np.array(deviation) / np.sqrt(seeds)
-        label = NAMES[rule] + (", by batch size" if rule == "bptt" else ", by steps between updates")
-        axes.errorbar(x, mean, error, color=COLOURS[rule], marker="o", ms=4, capsize=2, label=label)
-        for at, value, *_, name in points:
-            axes.annotate(name, (at, value), (4, 4), textcoords="offset points", fontsize=8, color=COLOURS[rule])
-    axes.set(xscale="log", xlabel="minutes for 40 epochs", ylabel="test accuracy, %", title="ECG-QTDB, 36 BRF neurons")
-    axes.legend(fontsize=8)
+        x, mean, deviation, seeds, names = zip(*points, strict=True)
+        label = f"{NAMES[rule]}, by {'batch size' if at == 'batch' else 'steps between updates'}"
+        style = {"color": COLOURS[rule], "marker": "o", "ms": 4, "capsize": 2, "lw": 1}
+        axes.errorbar(x, mean, np.array(deviation) / np.sqrt(seeds), **style, label=label)
+        for place, value, name in zip(x, mean, names, strict=True):
+            axes.annotate(name, (place, value), (5, 3), textcoords="offset points", fontsize=8, color=COLOURS[rule])
+    axes.set(xlabel="seconds for 40 epochs of one network", ylabel="test accuracy, %", title="ECG-QTDB, 36 BRF neurons")
+    axes.set(xlim=0, ylim=(77, 87.5))
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130)
 
 
