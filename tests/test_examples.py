@@ -297,6 +297,21 @@ def test_evidence_is_accumulated_in_small(folder, monkeypatch):
     assert all(np.isfinite(result.history["loss"]).all() for result in results.values())
 
 
+def test_epochs_are_timed_by_turns(folder, monkeypatch):
+    import epoch_time
+
+    write_ecg(folder)
+    monkeypatch.setattr(epoch_time, "WAYS", [("bptt", 16, None), ("hypr-segment-online", 8, 10)])
+    epoch_time.main(["--times", "2", "--out", str(folder / "time.csv")])
+    with (folder / "time.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["rule"], row["segment_length"]) for row in rows] == [
+        ("bptt", "default"),
+        ("hypr-segment-online", "10"),
+    ]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
 def test_memory_of_hypr_does_not_grow_with_the_steps(tmp_path):
     import long
 
