@@ -92,3 +92,9 @@ def assert_close(actual, expected, tolerance=1e-11):
     scale = jax.tree.map(lambda leaf: jnp.maximum(jnp.abs(leaf).max(initial=0.0), 1.0), expected)
     relative = [jax.tree.map(jnp.divide, tree, scale) for tree in (actual, expected)]
     chex.assert_trees_all_close(*relative, rtol=0.0, atol=tolerance)
+
+
+def assert_equal(actual, expected):
+    """Leaf by leaf, bit by bit; NaN is not equal to itself."""
+    chex.assert_tree_all_finite(actual)
+    chex.assert_trees_all_equal(actual, expected)

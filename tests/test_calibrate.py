@@ -1,10 +1,10 @@
 """`calibrate` finds the input weights at which a layer fires at a rate; `gain` and `weights` choose them by hand."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import assert_equal
 
 import hyprjax as hj
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_calibrated_is_refused():
 def test_gain_scales_the_input_weights_alone():
     plain, scaled = (layer_of(CELLS["brf"], INPUTS["normal"], gain=gain) for gain in (1.0, 100.0))
     assert jnp.allclose(scaled.pop("w_in"), 100 * plain.pop("w_in"))
-    chex.assert_trees_all_equal(scaled, plain)
+    assert_equal(scaled, plain)
     with pytest.raises(ValueError, match=r"init_layer: gain must be a positive number, got -1\.0"):
         layer_of(CELLS["brf"], INPUTS["normal"], gain=-1.0)
 

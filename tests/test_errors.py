@@ -2,12 +2,12 @@
 
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from networks import assert_equal
 
 import hyprjax as hj
 
@@ -385,8 +385,8 @@ def test_a_carry_from_a_checkpoint(params, nth, tmp_path):
         run(params, without, XS)
     expected = run(params, carry, XS)
     for same in (restored, list(carry), jax.tree.map(np.asarray, carry)):
-        chex.assert_trees_all_equal(run(params, same, XS), expected)
-        chex.assert_trees_all_equal(jax.jit(run)(params, same, XS), jax.jit(run)(params, carry, XS))
+        assert_equal(run(params, same, XS), expected)
+        assert_equal(jax.jit(run)(params, same, XS), jax.jit(run)(params, carry, XS))
 
 
 def test_resets(params):

@@ -2,7 +2,6 @@
 
 import csv
 
-import chex
 import ecg
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import shd
 import smnist
 import spoken_digits
 import training
+from networks import assert_equal
 from test_data import tone, write_events
 
 import hyprjax as hj
@@ -149,7 +149,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(problem, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             training.train(*problem, **settings)
     resumed = training.train(*problem, **settings)
-    chex.assert_trees_all_equal((whole.params, whole.history), (resumed.params, resumed.history))
+    assert_equal((whole.params, whole.history), (resumed.params, resumed.history))
 
 
 def test_another_learning_rate_does_not_continue_the_same_run(folder):

@@ -1,13 +1,12 @@
 """Flax modules are the same functions: same outputs, same gradients, and what Flax users do with a model works."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from networks import CELLS, assert_close, make_data
+from networks import CELLS, assert_close, assert_equal, make_data
 
 import hyprjax as hj
 from hyprjax.nnx import Readout, Recurrent, project
@@ -57,7 +56,7 @@ def test_a_module_is_unroll_with_its_parameters():
     xs = make_data(9, (2,), 3, 4, resets=True)
     expected = hj.unroll(CELLS["brf"], params, xs["inputs"], resets=xs["resets"])
     assert jnp.array_equal(module(xs["inputs"], resets=xs["resets"]), expected)
-    chex.assert_trees_all_equal(module.params, params)
+    assert_equal(module.params, params)
     assert not hasattr(module, "bias")
 
 
@@ -94,7 +93,7 @@ def test_project_reaches_every_layer_of_a_model_in_place():
     nnx.jit(project)(model)
     after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert jax.tree.structure(after) == jax.tree.structure(before)
-    chex.assert_trees_all_equal(after, before)
+    assert_equal(after, before)
 
 
 def test_an_optimizer_trains_a_model_and_orbax_keeps_it(tmp_path):

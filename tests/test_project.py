@@ -1,7 +1,6 @@
 """Neuron parameters stay where their model is defined: checked when a cell is made, kept by `hj.project`."""
 
 import re
-from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import assert_equal
 
 import hyprjax as hj
 
@@ -35,8 +35,12 @@ def wild(cell, dtype=jnp.float64):
     return jax.tree.map(anything, cell.init(jax.random.key(0), N))
 
 
-same = chex.assert_trees_all_equal
-close = partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-12)
+same = assert_equal
+
+
+def close(a, b):
+    chex.assert_tree_all_finite(a)
+    chex.assert_trees_all_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def differ(a, b):

@@ -66,6 +66,8 @@ class Jit(chex.TestCase):
     def test_all_transforms_agree(self):
         params, xs = make_problem()
         exact, hypr = jax.grad(LOSS)(params, xs), jax.jit(GRADIENTS["hypr_grad"])(params, xs)
+        loss, _ = self.variant(hj.hypr_value_and_grad(LOSS, segment_length=4))(params, xs)
+        assert jnp.allclose(loss, LOSS(params, xs), rtol=1e-12)
         for name, gradient in GRADIENTS.items():
             assert_close(self.variant(gradient)(params, xs), exact if name == "bptt" else hypr)
 
