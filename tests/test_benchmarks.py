@@ -48,11 +48,21 @@ def test_scaling_reads_traffic_flops_and_memory_out_of_the_program(monkeypatch):
     assert by_batch["memory_mb_per_device"] < 0.3 * one["memory_mb_per_device"]
 
 
+def test_a_profile_names_the_parts_of_the_algorithm():
+    from benchmarks import profile
+    from benchmarks.rules import Case
+
+    parts = profile.profile(Case("brf", inputs=5, neurons=4, batch=2, steps=40), segment_length=20, runs=1)
+    assert {"recursion", "weights", "contraction", "traces", "s_stage"} <= set(parts)
+    assert all(ms > 0 and kernels >= 1 for ms, kernels in parts.values())
+    assert "| S-stage | " in profile.table(parts)
+
+
 def test_the_table_of_an_accelerator_in_small(tmp_path, capsys, monkeypatch):
     import benchmarks.accelerator as accelerator
 
     monkeypatch.setattr(accelerator, "SMALL", [(4, 2, 20)])
     accelerator.main(["--small", "--rounds", "1", "--out", str(tmp_path / "a.json")])
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
-    assert {row["rule"] for row in rows} >= {"forward", "hj.bptt", "hypr associative 20, chunks of 1", "online hypr 10"}
+    assert {row["rule"] for row in rows} >= {"forward", "hj.bptt", "hypr", "hypr, sequential", "hypr online, 10 steps"}
     assert "n=4, B=2, T=20" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_stack
 
 import hyprjax as hj
-from hyprjax import _segment
+from hyprjax import _recursion, _segment
 
 SCANS = ("sequential", "associative")
 LENGTHS = {
@@ -101,6 +101,26 @@ def test_traces_are_the_same_from_gemms_and_from_outer_products(monkeypatch, sho
     jax.clear_caches()
     for segment_length in (1, 5):
         assert_close(gradient(cells, params, xs, segment_length=segment_length), expected)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(("backend", "enough"), [("cpu", 2_048), ("gpu", 131_072)])
+def test_auto_cuts_no_segment_whose_steps_have_work_enough(monkeypatch, backend, enough):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert [_recursion.chunks("auto", None, 250, size) for size in (enough - 1, enough)] == [10, 1]
+
+
+@pytest.mark.parametrize(("names", "credit"), [(("brf",), "none"), (("custom", "leaky_integrator"), "segment")])
+def test_what_an_accelerator_does_otherwise_changes_nothing(monkeypatch, names, credit):
+    """Several steps compiled as one, with and without a rest, in chunks, no barriers, other sums over the batch."""
+    cells, params, xs = problem(names, steps=23, resets=True)
+    options = [{"segment_length": length, "recurrent_credit": credit} for length in (1, 7, 12)]
+    expected = [gradient(cells, params, xs, **option) for option in options]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()
+    for option, gradients in zip(options, expected, strict=True):
+        assert_close(gradient(cells, params, xs, **option), gradients)
+    assert_close(jax.grad(make_loss(cells))(params, xs), reference(cells, params, xs, cut=False))
     jax.clear_caches()
 
 

@@ -177,7 +177,7 @@ def hypr_stream(
       has_aux: whether `loss_fn` returns `(loss, aux)`.
       scan: how the linear recursions run: `"sequential"` (one reversed scan), `"associative"` (the segment in chunks
         side by side, joined by `jax.lax.associative_scan`; the reversed scan of `recurrent_credit="segment"` stays
-        sequential) or `"auto"`: sequential on a CPU, unless the layer is small.
+        sequential) or `"auto"`: sequential for layers whose steps have work enough each, by backend.
       chunk_length: steps per chunk of the associative scan, or the next lower divisor of those of a segment; 1 for a
         scan over single steps, which needs memory for the derivatives of each. By default about `√λ`.
       trace_dtype: dtype in which the traces of the weights wait between segments; that of the inputs by default.

@@ -60,6 +60,7 @@ class Rows(NamedTuple):
     feedback: Float[Array, "*batch n"]
 
 
+@jax.named_scope("recursion")
 def pull_back(
     step: Step,
     neuron: Any,
@@ -119,7 +120,7 @@ def _pull_chunks(
     def pull_one(rows, state, current, reset, zeta):
         # One batch element: `neuron` stays [n], so what depends on it alone is computed once, not per element.
         _, pull = jax.vjp(lambda *args: step(*args, reset), neuron, state, current)
-        if propagate:  # otherwise every row evaluates the surrogate derivative for itself
+        if propagate and jax.default_backend() == "cpu":  # or every row evaluates the surrogate derivative for itself
             pull = jax.lax.optimization_barrier(pull)
         signal, *propagation = rows
         silent = jax.tree.map(_sharding.zeros_like, zeta)
@@ -147,7 +148,9 @@ def _pull_chunks(
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(steps.shape[1])
-    (rows, of_neuron, feedback), deltas = jax.lax.scan(pull, (rows, of_neuron, of_output), times, reverse=True)
+    (rows, of_neuron, feedback), deltas = jax.lax.scan(
+        pull, (rows, of_neuron, of_output), times, reverse=True, unroll=at_once()
+    )
     pulled = [
         Row(jax.tree.leaves(row), [jnp.moveaxis(of_port, 1, 0) for of_port in delta], jax.tree.leaves(neuron))
         for row, neuron, delta in zip(rows, of_neuron, deltas, strict=True)
@@ -202,13 +205,23 @@ def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:
     return reduce(operator.add, map(operator.mul, row, column))
 
 
+def at_once() -> int:
+    """How many time steps a scan compiles as one.
+
+    On an accelerator the rows of several steps are pulled back in one kernel, which keeps them in registers, and a loop
+    of small kernels waits for the start of each; a CPU gains nothing, and compiles much longer.
+    """
+    return 1 if jax.default_backend() == "cpu" else 5
+
+
 def chunks(scan: str, chunk_length: int | None, steps: int, size: int) -> int:
     """Into how many chunks the back end of this name cuts a segment of `steps`, of `size` neurons times batch elements.
 
     Of `chunk_length` steps, or the next lower divisor of `steps`; None for about `√steps`. `"auto"` is `"sequential"`
-    on a CPU once a step has work enough for it (2048 was measured, docs/performance.md).
+    once a step has work enough for it: a `size` of 2,048 on a CPU and 131,072 elsewhere (docs/performance.md).
     """
-    if scan == "sequential" or (scan == "auto" and size >= 2048 and jax.default_backend() == "cpu"):
+    enough = 2_048 if jax.default_backend() == "cpu" else 131_072
+    if scan == "sequential" or (scan == "auto" and size >= enough):
         return 1
     if chunk_length is None:
         return max(divisor for divisor in range(1, math.isqrt(steps) + 1) if steps % divisor == 0)

@@ -221,6 +221,7 @@ def advance(
     return next_state, output if back is None else back, up, Past(state, current, back if apart else None)
 
 
+@jax.named_scope("s_stage")
 def run(
     cell: Cell,
     params: Params,
@@ -243,7 +244,8 @@ def run(
         return (state, output), (up, past if keep_past else None)
 
     currents = feed(_ports.split(cell, params, inputs))
-    (state, output), (outputs, past) = jax.lax.scan(step, (state, output), (currents, reset))
+    carry, at_t = (state, output), (currents, reset)
+    (state, output), (outputs, past) = jax.lax.scan(step, carry, at_t, unroll=_recursion.at_once())
     return outputs, state, output, past
 
 
@@ -349,6 +351,7 @@ def _forget(traces, cleared):
     return jax.tree.map(lambda trace: _sharding.where(cleared, 0, trace), traces)
 
 
+@jax.named_scope("contraction")
 def _owed(cell, options, params, q, traces):
     """`Σ_batch q_0·ε_0`, what the state at the start of a segment owes to the parameters."""
     batch, tree = tuple(range(q[0].ndim - 1)), jax.tree.structure(params["neuron"])
@@ -381,6 +384,7 @@ def _pull_attached(cell, options, residuals, q):
 attach.defvjp(_attach, _pull_attached)
 
 
+@jax.named_scope("traces")
 def _next_synapses(p, R, currents, synapses, first):
     """`ε_λ = R_0 ε_0 + Σ_t p_t ⊗ (R_t B_t)` of one port, from the rows of `R_0` and of `R B`.
 
@@ -416,6 +420,7 @@ def _next_factors(p, R, currents, factors):
     return kept
 
 
+@jax.named_scope("p_stage")
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
     zeta, after, _ = cotangents
@@ -447,6 +452,7 @@ def _p_stage(cell, options, residuals, cotangents):
     of_neurons = _sharding.over(steps, None, _sharding.spec(_any(params["w_in"]))[-1])
     d_neuron = [of.sum(time_and_batch[:-1]) for of in signal.neuron]
 
+    @jax.named_scope("weights")
     def of_port(delta, port):
         gemm = lambda p: jnp.tensordot(p, delta, (time_and_batch, time_and_batch), out_sharding=of_neurons)  # noqa: E731
         of_inputs = of_w_in = None

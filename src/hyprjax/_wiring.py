@@ -29,7 +29,7 @@ from jax.lax import stop_gradient
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _ports, _program, _segment, _sharding
+from hyprjax import _ports, _program, _recursion, _segment, _sharding
 from hyprjax._cell import Cell, Params
 from hyprjax._checks import arguments
 from hyprjax._program import Evaluation, Operation, bind, interpret
@@ -291,7 +291,8 @@ def _s_stage(body: Body, start: Sequence[Array], layers: Sequence[Carry], keep: 
         return (after, layers), (y, None if keep == "nothing" else (carry, recorded))
 
     layers = [layer._replace(traces=None) for layer in layers]
-    (carry, layers), (ys, kept) = jax.lax.scan(step, (list(start), layers), body.xs)
+    state, (ys, kept) = jax.lax.scan(step, (list(start), layers), body.xs, unroll=_recursion.at_once())
+    carry, layers = state
     return carry, layers, ys, kept
 
 
