@@ -34,7 +34,7 @@ def all_rules(case):
     yield "forward", loss_fn
     yield "bptt", jax.value_and_grad(loss_fn)
     yield "bptt checkpointed", rules.checkpointed(loss_fn, rules.bptt_length(case.steps))
-    yield "hj.bptt", jax.value_and_grad(rules.loss_of(hj.bptt(model)))
+    yield "hj.bptt", rules.exact(case)
     yield "hj.hypr", jax.value_and_grad(rules.loss_of(hj.hypr(model)))
     yield "hypr", hj.hypr_value_and_grad(loss_fn)
     yield "hypr, segment credit", hj.hypr_value_and_grad(loss_fn, recurrent_credit="segment")
