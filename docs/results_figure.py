@@ -115,17 +115,32 @@ def online_table(rows):
 
 
 def mnist_table(rows):
-    """Rule x learning rate x passes."""
+    """Order of the pixels x rule x learning rate x passes."""
     lines = []
     for row in rows:
         row["rate"] = option(row, "learning-rate", "0.01")
-    for (rule, rate, epochs, length), own in group(rows, "rule", "rate", "epochs", "segment_length").items():
+        row["order"] = row["task"].split()[0]
+    for (order, rule, rate, epochs, length), own in group(
+        rows, "order", "rule", "rate", "epochs", "segment_length"
+    ).items():
         every = f"{length} steps" if rule.endswith("online") else "784 steps"
         parts = [f"{accuracy(own, of)[0]:.2f}" for of in ("test_accuracy", "last_accuracy", "valid_accuracy")]
         cost = f"{float(own[0]['seconds_per_epoch']):.0f}", own[0]["memory_mb"], seeds_of(own), own[0]["commit"]
-        lines.append((NAMES[rule], every, rate, epochs, *parts, *cost))
-    header = "rule | update every | learning rate | passes | test accuracy, % | last epoch, % | validation, %"
+        lines.append((order, NAMES[rule], every, rate, epochs, *parts, *cost))
+    header = "pixels | rule | update every | learning rate | passes | test accuracy, % | last epoch, % | validation, %"
     return markdown(f"{header} | s/epoch | memory, MB | seeds | commit", lines)
+
+
+def digits_table(rows):
+    """Layers x rule."""
+    lines = []
+    for (neuron, rule, length), own in group(rows, "neuron", "rule", "segment_length").items():
+        every = f"{length} steps" if rule.endswith("online") else "sequence"
+        cost = f"{float(own[0]['seconds_per_epoch']):.1f}", own[0]["memory_mb"], own[0]["commit"]
+        parts = [spread(*accuracy(own, of)) for of in ("test_accuracy", "valid_accuracy")]
+        lines.append((neuron.partition("x")[2], NAMES[rule], every, own[0]["epochs"], *parts, seeds_of(own), *cost))
+    header = "layers | rule | update every | passes | test accuracy, % | validation, % | seeds | s/epoch | memory, MB"
+    return markdown(f"{header} | commit", lines)
 
 
 def evidence_table(rows):
@@ -270,7 +285,8 @@ def main(docs):
     of = {path.stem: read(path) for path in sorted((docs / "results").glob("*.csv"))}
     for row in of["ecg_online"]:
         row["batch"] = option(row, "batch-size", "64" if row["neuron"] == "se_adlif" else "16")
-    whole = of["ecg"] + of["spoken_digits"]
+    digits = [row for row in of["spoken_digits"] if row["seeds_at_once"] == "5"]
+    whole = of["ecg"] + [row for row in of["spoken_digits"] if row not in digits]
     brf = [row for row in of["ecg"] if row["neuron"] == "brf" and row["rule"] != "hypr-segment"]
     tables = {
         "online": online_table(of["ecg_online"]),
@@ -278,6 +294,7 @@ def main(docs):
         "rate": tuning_table(brf + of["ecg_tuning"]),
         "project": projection_table(of["ecg_project"]),
         "mnist": mnist_table(of["smnist"]),
+        "digits": digits_table(digits),
         "evidence": evidence_table(of["evidence"]),
     }
     fill(docs / "results.md", tables)

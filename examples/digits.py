@@ -7,6 +7,7 @@ the whole sequence. Both rules start from the same parameters and see the same b
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,49 +35,37 @@ class Run(NamedTuple):
     memory: int
 
 
-def part(data, indices):
-    """Pixel streams `[steps, digits, 1]` and labels `[digits]`."""
-    return data.batch(indices)["inputs"], data.targets[indices]
-
-
 def init_params(key, neurons):
     key_hidden, key_readout = jax.random.split(key)
-    return {
-        "hidden": hj.init_layer(key_hidden, CELL, n_in=1, n_out=neurons, recurrent=True),
-        "readout": hj.init_layer(key_readout, READOUT, n_in=neurons, n_out=10),
-    }
+    hidden = hj.init_layer(key_hidden, CELL, n_in=1, n_out=neurons, recurrent=True)
+    return {"hidden": hidden, "readout": hj.init_layer(key_readout, READOUT, n_in=neurons, n_out=10)}
 
 
 def model(params, streams):
-    """Readout and spikes at every step."""
+    """Readout `[steps, digits, 10]` and spikes of pixel streams `[steps, digits, 1]`."""
     spikes = hj.unroll(CELL, params["hidden"], streams)
     return hj.unroll(READOUT, params["readout"], spikes), spikes
 
 
-def answer(logits):
+def answer(model, params, xs):
     """What the network says of a digit: the readout averaged over the last quarter, when most has been seen."""
+    logits, _ = model(params, xs["inputs"])
     return logits[3 * len(logits) // 4 :].mean(0)
 
 
-def loss_of(model):
-    """One cross entropy for a whole sequence."""
-
-    def loss(params, streams, labels):
-        logits, _ = model(params, streams)
-        return optax.softmax_cross_entropy_with_integer_labels(answer(logits), labels).mean()
-
-    return loss
+def loss_fn(model, params, xs):
+    """One cross entropy for a whole sequence, whose label is the same at every step."""
+    return optax.softmax_cross_entropy_with_integer_labels(answer(model, params, xs), xs["targets"][0]).mean()
 
 
 @jax.jit
-def accuracy(params, streams, labels):
-    logits, _ = model(params, streams)
-    return (answer(logits).argmax(-1) == labels).mean()
+def accuracy(params, xs):
+    return (answer(model, params, xs).argmax(-1) == xs["targets"][0]).mean()
 
 
 def train(rule, params, data, test, options):
     wrapped = {"hypr": hj.hypr(model, segment_length=options.segment_length), "bptt": hj.bptt(model)}[rule]
-    gradient = jax.jit(jax.value_and_grad(loss_of(wrapped)))
+    gradient = jax.jit(jax.value_and_grad(partial(loss_fn, wrapped)))
     updates = data.size // options.batch_size
     schedule = optax.cosine_decay_schedule(options.learning_rate, options.epochs * updates)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -87,19 +76,19 @@ def train(rule, params, data, test, options):
         changes, state = optimiser.update(grads, state, params)
         return hj.project(CELLS, optax.apply_updates(params, changes)), state
 
-    memory = gradient.lower(params, *part(data, slice(options.batch_size))).compile().memory_analysis()
+    memory = gradient.lower(params, data.batch(slice(options.batch_size))).compile().memory_analysis()
     rng = np.random.default_rng(options.seed)
-    curve, times = [float(accuracy(params, *test))], []
+    curve, times = [float(accuracy(params, test))], []
     progress = tqdm(range(options.epochs), desc=rule, unit="epoch")
     for _ in progress:
         start, loss = time.perf_counter(), 0.0
         order = rng.permutation(data.size)[: updates * options.batch_size].reshape(updates, -1)
         for batch in order:
-            value, grads = gradient(params, *part(data, batch))
+            value, grads = gradient(params, data.batch(batch))
             params, state = update(params, state, grads)
             loss += float(value) / updates
         times.append(time.perf_counter() - start)
-        curve.append(float(accuracy(params, *test)))
+        curve.append(float(accuracy(params, test)))
         progress.set_postfix(loss=f"{loss:.3f}", test=f"{100 * curve[-1]:.1f}%")
     return Run(params, curve, float(np.median(times)), memory.temp_size_in_bytes)
 
@@ -117,13 +106,10 @@ def main(arguments=None):
     parser.add_argument("--figure", type=Path, default=outputs.OUT / "digits.png", help="where to save the picture")
     options = parser.parse_args(arguments)
     data, test = hj.data.digits(hold=options.hold)
-    test = part(test, slice(None))
+    test = test.batch(slice(None))
     params = init_params(jax.random.key(options.seed), options.neurons)
     runs = {rule: train(rule, params, data, test, options) for rule in options.rules}
-    print(f"\n{'rule':<6}{'test accuracy':>15}{'s per epoch':>14}{'temporary memory':>19}")
-    for rule, run in runs.items():
-        print(f"{rule:<6}{100 * run.accuracy[-1]:>13.1f} %{run.seconds_per_epoch:>14.2f}{run.memory / 1e6:>16.1f} MB")
-    outputs.digits(options.figure, runs, model, *test)
+    outputs.digits(options.figure, runs, model, test)
     return runs
 
 

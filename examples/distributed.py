@@ -52,10 +52,8 @@ def segment(number: int):
 def start(first):
     """Parameters, optimiser state and carry before the first segment."""
     k1, k2 = jax.random.split(jax.random.key(0))
-    params = {
-        "hidden": hj.init_layer(k1, CELL, INPUTS, NEURONS, recurrent=True),
-        "readout": hj.init_layer(k2, READOUT, NEURONS, 1),
-    }
+    hidden = hj.init_layer(k1, CELL, INPUTS, NEURONS, recurrent=True)
+    params = {"hidden": hidden, "readout": hj.init_layer(k2, READOUT, NEURONS, 1)}
     return params, OPTIMISER.init(params), LEARNER.init(params, first)
 
 
@@ -73,16 +71,14 @@ def train(options):
     of_data, everywhere = NamedSharding(mesh, PartitionSpec(None, "batch")), NamedSharding(mesh, PartitionSpec())
     spread = lambda x: jax.make_array_from_callback(x.shape, of_data, lambda index: x[index])  # noqa: E731
 
-    shapes = jax.eval_shape(start, segment(0))
-    _, of_carry = hj.shardings(mesh, shapes[0], shapes[2])
-    of_state = (*jax.tree.map(lambda _: everywhere, shapes[:2]), of_carry)
+    params, _, carry = jax.eval_shape(start, segment(0))
+    _, of_carry = hj.shardings(mesh, params, carry)
+    of_state = everywhere, everywhere, of_carry
     state = jax.jit(start, out_shardings=of_state)(jax.tree.map(spread, segment(0)))
     step = jax.jit(learn, out_shardings=(of_state, everywhere))
 
     saved = Checkpoints(options.checkpoints, {"example": "distributed"}) if options.checkpoints else None
-    first = 0
-    if saved and (found := saved.restore(state)):
-        first, state = found
+    first, state = (saved and saved.restore(state)) or (0, state)
     for number in range(first, options.segments):
         state, loss = step(state, jax.tree.map(spread, segment(number)))
         if jax.process_index() == 0:
@@ -93,16 +89,14 @@ def train(options):
 
 def launch(processes: int, arguments: list[str]) -> int:
     """Starts this program `processes` times and waits for all of them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
+    with socket.create_server(("localhost", 0)) as free:
         coordinator = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, __file__, *arguments, "--coordinator", coordinator, "--process-id"]
     running = [subprocess.Popen([*command, str(i)]) for i in range(processes)]
     return max(abs(process.wait()) for process in running)
 
 
-def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments):
     parser = outputs.parser(__doc__)
     parser.add_argument("--processes", type=int, default=2, help="number of processes")
     parser.add_argument("--segments", type=int, default=20, help="segments to learn from")
@@ -122,4 +116,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ rules that end in "online". Needs the extra `examples`. Run it:
 """
 
 from functools import partial
-from pathlib import Path
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -60,25 +60,20 @@ def learner(rule, cell, update, length):
     if rule in ("bptt", "hypr"):
         gradient = jax.grad(loss) if rule == "bptt" else hj.hypr_grad(loss, segment_length=length)
         return lambda params, state, xs: update(params, state, gradient(params, xs))
-    online, stream = hj.hypr_stream(loss), hj.stream(loss)
-    start = online.init if rule == "hypr online" else stream.init
+    hypr, tbptt = hj.hypr_stream(loss), hj.stream(loss)
 
-    def gradient(params, carry, xs):
+    def learn_segment(learning, xs):
+        params, state, carry = learning
         if rule == "hypr online":
-            (_, grads), carry = online.value_and_grad(params, carry, xs)
-            return grads, carry
-        return jax.grad(stream.apply, has_aux=True)(params, carry, xs)
+            (_, grads), carry = hypr.value_and_grad(params, carry, xs)
+        else:
+            grads, carry = jax.grad(tbptt.apply, has_aux=True)(params, carry, xs)
+        return (*update(params, state, grads), carry), None
 
     def learn(params, state, xs):
         segments = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), xs)
-
-        def learn_segment(learning, segment):
-            *learning, carry = learning
-            grads, carry = gradient(learning[0], carry, segment)
-            return (*update(*learning, grads), carry), None
-
-        first = jax.tree.map(lambda x: x[0], segments)
-        return jax.lax.scan(learn_segment, (params, state, start(params, first)), segments)[0][:2]
+        carry = (hypr if rule == "hypr online" else tbptt).init(params, xs)
+        return jax.lax.scan(learn_segment, (params, state, carry), segments)[0][:2]
 
     return learn
 
@@ -109,21 +104,10 @@ def train(name, rule, options, seed):
 
 
 def main(arguments=None):
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="gated layers")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what to train with")
-    parser.add_argument("--batches", type=int, default=100, help="batches to learn from")
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences in a batch")
-    parser.add_argument("--segment-length", type=int, default=10, help="steps per segment, and per update online")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Adam")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of parameters and data")
-    parser.add_argument("--out", type=Path, default=outputs.OUT / "gated.csv", help="where to save the accuracies")
-    options = parser.parse_args(arguments)
+    options = outputs.gated_options(__doc__, CELLS, RULES).parse_args(arguments)
     rows = [
         {"cell": cell, "rule": rule, "seed": seed, "accuracy": train(cell, rule, options, seed)}
-        for cell in options.cells
-        for rule in options.rules
-        for seed in options.seeds
+        for cell, rule, seed in product(options.cells, options.rules, options.seeds)
     ]
     outputs.gated(options.out, options, rows)
     return rows

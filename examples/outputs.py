@@ -1,7 +1,8 @@
-"""What the examples share around the learning: options, tables and pictures, in the folder `out` by default."""
+"""What the examples have around the learning: options, progress, tables and pictures, by default in `out`."""
 
 import argparse
 import csv
+import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import matplotlib
 import numpy as np
+from tqdm import tqdm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -20,6 +22,62 @@ def parser(doc: str) -> argparse.ArgumentParser:
     """With the first line of a docstring as the description, and defaults in the help."""
     first = doc.splitlines()[0]
     return argparse.ArgumentParser(description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def gated_options(doc: str, cells: Iterable[str], rules: list[str]) -> argparse.ArgumentParser:
+    result = parser(doc)
+    result.add_argument("--cells", nargs="+", choices=cells, default=list(cells), help="gated layers")
+    result.add_argument("--rules", nargs="+", choices=rules, default=rules, help="what to train with")
+    result.add_argument("--batches", type=int, default=100, help="batches to learn from")
+    result.add_argument("--batch-size", type=int, default=64, help="sequences in a batch")
+    result.add_argument("--segment-length", type=int, default=10, help="steps per segment, and per update online")
+    result.add_argument("--learning-rate", type=float, default=0.01, help="of Adam")
+    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of parameters and data")
+    result.add_argument("--out", type=Path, default=OUT / "gated.csv", help="where to save the accuracies")
+    return result
+
+
+def stream_options(doc: str) -> argparse.ArgumentParser:
+    result = parser(doc)
+    result.add_argument("--steps", type=int, default=1_000_000, help="time steps")
+    result.add_argument("--segment-length", type=int, default=10, help="steps per update")
+    result.add_argument("--regime", type=int, default=100_000, help="steps between drifts")
+    result.add_argument("--lag", type=int, default=50, help="how many steps ago")
+    result.add_argument("--source", choices=["auto", "ecg", "synthetic"], default="auto", help="see Process")
+    result.add_argument("--seed", type=int, default=0, help="of the parameters")
+    result.add_argument("--checkpoints", type=Path, help="folder to save to")
+    result.add_argument("--save-every", type=int, default=5000, help="segments between checkpoints")
+    result.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    result.add_argument("--figure", type=Path, default=OUT / "stream.png", help="where to save the picture")
+    return result
+
+
+class Progress:
+    """The segments of `stream` from `begin` on, with a bar that shows the loss; `losses` is filled on the way.
+
+    Attributes:
+      memory: peak of the process in MB, after 200 segments and before the last.
+      clock: `(segment, seconds)` at every tenth of the segments and at the last.
+    """
+
+    def __init__(self, begin: int, losses: np.ndarray):
+        self.begin, self.losses = begin, losses
+        self.memory: list[float] = []
+        self.clock: list[tuple[int, float]] = []
+
+    def __iter__(self):
+        import resource  # there is none on Windows
+
+        total = len(self.losses)
+        bar = tqdm(range(self.begin, total), initial=self.begin, total=total, unit="segment", smoothing=0.01)
+        for index in bar:
+            if index % 50 == 0 and index:
+                bar.set_postfix(loss=f"{self.losses[max(0, index - 100) : index].mean():.3f}")
+            if index % max(1, total // 10) == 0 or index + 1 == total:
+                self.clock.append((index, time.perf_counter()))
+            if index in (self.begin + 200, total - 1):
+                self.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+            yield index
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]):
@@ -35,8 +93,11 @@ def save(figure, path: Path):
     print(f"saved {path}")
 
 
-def digits(path: Path, runs: dict, model: Callable, streams, labels):
-    """Learning curves by rule, and what the network of the first one does with a digit."""
+def digits(path: Path, runs: dict, model: Callable, test: dict):
+    """The table of the runs by rule, their learning curves, and what the network of the first does with a digit."""
+    print(f"\n{'rule':<6}{'test accuracy':>15}{'s per epoch':>14}{'temporary memory':>19}")
+    for rule, run in runs.items():
+        print(f"{rule:<6}{100 * run.accuracy[-1]:>13.1f} %{run.seconds_per_epoch:>14.2f}{run.memory / 1e6:>16.1f} MB")
     shape = {"figsize": (11, 3.4), "width_ratios": (3, 1.2, 4), "layout": "constrained"}
     figure, (curves, image, raster) = plt.subplots(1, 3, **shape)
     figure.get_layout_engine().set(wspace=0.05)
@@ -46,12 +107,12 @@ def digits(path: Path, runs: dict, model: Callable, streams, labels):
     curves.legend()
 
     rule, run = next(iter(runs.items()))
-    digit = streams[:, :1]
+    digit = test["inputs"][:, :1]
     _, spikes = jax.jit(model)(run.params, digit)
     times, neurons = np.nonzero(np.asarray(spikes[:, 0]))
     hold = len(digit) // 64
     image.imshow(digit[::hold, 0, 0].reshape(8, 8), cmap="gray_r")
-    image.set(title=f"a test digit: {labels[0]}", xticks=[], yticks=[])
+    image.set(title=f"a test digit: {test['targets'][0, 0]}", xticks=[], yticks=[])
     by_frequency = np.argsort(np.argsort(np.abs(run.params["hidden"]["neuron"]["omega"])))
     raster.scatter(times, by_frequency[neurons], s=3, marker="|", color="black")
     title = f"Its spikes after {rule.upper()}"
@@ -122,17 +183,17 @@ def conv_mnist(path: Path, losses: dict[str, list[float]], accuracy: dict[str, f
     save(figure, path)
 
 
-def stream(options, losses_of: dict[str, np.ndarray], skipped: dict[str, int], memory: list[float], clock: list[tuple]):
-    """The table of a run, from a peak of memory early and late, and `(step, time)` now and then; and its picture."""
+def stream(options, losses_of: dict[str, np.ndarray], skipped: dict[str, int], progress: Progress):
+    """The table of a run, and its picture."""
     length, per_regime = options.segment_length, options.regime // options.segment_length
     print(f"\nmean squared error after the first drift, {len(losses_of['hypr']) * length:,} steps")
     for name, losses in losses_of.items():
         print(f"  {name:<16}{np.nanmean(losses[per_regime:]):.4f}" if len(losses) > per_regime else f"  {name:<16}-")
     print("segments left out because they were not finite: " + ", ".join(f"{r} {n}" for r, n in skipped.items()))
-    if len(memory) == 2:
-        print(f"peak memory {memory[0]:.0f} MB after 200 segments, {memory[1]:.0f} MB at the end")
-    if len(clock) > 3:
-        pace = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(clock)]
+    if len(progress.memory) == 2:
+        print("peak memory {:.0f} MB after 200 segments, {:.0f} MB at the end".format(*progress.memory))
+    if len(progress.clock) > 3:
+        pace = [length * (b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(progress.clock)]
         print(f"steps per second: {pace[1]:.0f} in the second tenth, {pace[-1]:.0f} in the last")
     _stream_figure(options.figure, losses_of, length, per_regime)
 

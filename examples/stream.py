@@ -9,9 +9,6 @@ with --resume.
     python examples/stream.py --steps 1000000 --checkpoints stream-run
 """
 
-import resource
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,27 +18,19 @@ import optax
 import outputs
 from checkpoints import Checkpoints
 from leads import Process
-from tqdm import tqdm
 
 import hyprjax as hj
 
 CELL, READOUT = hj.brf(omega=(3.0, 20.0), b_offset=(0.1, 2.0)), hj.leaky_integrator(tau=3.0)
 CELLS = {"hidden": CELL, "readout": READOUT}
 NEURONS, LEARNING_RATE = 64, 1e-2
+NOT_SETTINGS = ("checkpoints", "resume", "save_every", "figure")  # options that may differ when a run goes on
 
 
 def loss_fn(params, xs):
     """Mean squared error; the same function for HYPR and for truncated BPTT."""
     spikes = hj.unroll(CELL, params["hidden"], xs["inputs"])
     return jnp.square(hj.unroll(READOUT, params["readout"], spikes) - xs["targets"]).mean()
-
-
-def init_params(key):
-    k1, k2 = jax.random.split(key)
-    return {
-        "hidden": hj.init_layer(k1, CELL, 4, NEURONS, recurrent=True),
-        "readout": hj.init_layer(k2, READOUT, NEURONS, 1),
-    }
 
 
 LEARNER, STREAM = hj.hypr_stream(loss_fn), hj.stream(loss_fn)
@@ -53,7 +42,7 @@ def truncated_bptt(params, carry, xs):
     return (loss, grads), carry
 
 
-RULES = {"hypr": (LEARNER.init, LEARNER.value_and_grad), "truncated bptt": (STREAM.init, truncated_bptt)}
+RULES = {"hypr": LEARNER, "truncated bptt": hj.Learner(STREAM.init, truncated_bptt)}
 # A segment whose loss or gradient is not finite changes nothing: no update here, no carry in `learn`.
 OPTIMISER = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)), 1_000_000)
 
@@ -66,14 +55,18 @@ class Learning(NamedTuple):
     carry: tuple
 
 
-def start(rule, key, xs):
-    params = init_params(key)
-    return Learning(params, OPTIMISER.init(params), RULES[rule][0](params, xs))
+def start(key, xs):
+    """All networks, with the same parameters."""
+    k1, k2 = jax.random.split(key)
+    hidden = hj.init_layer(k1, CELL, 4, NEURONS, recurrent=True)
+    params = {"hidden": hidden, "readout": hj.init_layer(k2, READOUT, NEURONS, 1)}
+    learners = {rule: Learning(params, OPTIMISER.init(params), RULES[rule].init(params, xs)) for rule in RULES}
+    return {"learners": learners, "frozen": {"params": params, "carry": STREAM.init(params, xs)}}
 
 
 def learn(rule, state: Learning, xs):
     """One segment: loss, gradient, update."""
-    (loss, grads), carry = RULES[rule][1](state.params, state.carry, xs)
+    (loss, grads), carry = RULES[rule].value_and_grad(state.params, state.carry, xs)
     updates, optimiser = OPTIMISER.update(grads, state.optimiser, state.params)
     kept = jax.tree.map(lambda new, old: jnp.where(optimiser.last_finite, new, old), carry, state.carry)
     params = hj.project(CELLS, optax.apply_updates(state.params, updates))
@@ -92,68 +85,33 @@ def step(learners, frozen, key, index, xs):
 
 
 def main(arguments=None):
-    options = parse_arguments(arguments)
+    options = outputs.stream_options(__doc__).parse_args(arguments)
     process = Process(options.regime, options.lag, options.source)
     length, segments = options.segment_length, options.steps // options.segment_length
-    first = process.segment(0, length)
     key = jax.random.key(options.seed)
-    learners = {rule: start(rule, key, first) for rule in RULES}
-    params = learners["hypr"].params
-    state = {
-        "learners": learners,
-        "frozen": {"params": params, "carry": STREAM.init(params, first)},
-        "losses": {name: np.full(segments, np.nan, np.float32) for name in (*RULES, "frozen")},
-        "key": jax.random.key_data(key),
-    }
+    state = start(key, process.segment(0, length)) | {"key": jax.random.key_data(key)}
+    state["losses"] = {name: np.full(segments, np.nan, np.float32) for name in (*RULES, "frozen")}
     settings = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
     settings["source"] = process.source
     saved = Checkpoints(options.checkpoints, settings) if options.checkpoints else None
-    begin = 0
-    if saved and (found := saved.restore(state)):
-        if not options.resume:
-            raise SystemExit(f"{options.checkpoints} has a run at segment {found[0]}: go on with --resume")
-        begin, state = found
-        state["losses"] = {name: np.array(losses) for name, losses in state["losses"].items()}
+    begin, state = (saved and saved.restore(state)) or (0, state)
+    if begin and not options.resume:
+        raise SystemExit(f"{options.checkpoints} has a run at segment {begin}: go on with --resume")
+    losses = state["losses"] = {name: np.array(values) for name, values in state["losses"].items()}
 
-    memory, clock, running = {}, [], None
-    progress = tqdm(range(begin, segments), initial=begin, total=segments, unit="segment", smoothing=0.01)
+    progress = outputs.Progress(begin, losses["hypr"])
     for index in progress:
         if index * length == options.regime:
             state["frozen"] = {**state["frozen"], "params": state["learners"]["hypr"].params}
         xs = process.segment(index * length, length)
-        state["learners"], state["frozen"], losses = step(state["learners"], state["frozen"], state["key"], index, xs)
-        for name, loss in losses.items():
-            state["losses"][name][index] = loss
-        running = float(losses["hypr"]) if running is None else 0.99 * running + 0.01 * float(losses["hypr"])
-        if index % 50 == 0:
-            progress.set_postfix(loss=f"{running:.3f}")
-        if index % max(1, segments // 10) == 0 or index + 1 == segments:
-            clock.append((index * length, time.perf_counter()))
-        if index in (begin + 200, segments - 1):
-            memory[index] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        state["learners"], state["frozen"], loss = step(state["learners"], state["frozen"], state["key"], index, xs)
+        for name in losses:
+            losses[name][index] = loss[name]
         if saved and ((index + 1) % options.save_every == 0 or index + 1 == segments):
             saved.save(index + 1, state)
     skipped = {rule: int(learner.optimiser.total_notfinite) for rule, learner in state["learners"].items()}
-    outputs.stream(options, state["losses"], skipped, list(memory.values()), clock)
+    outputs.stream(options, losses, skipped, progress)
     return state
-
-
-NOT_SETTINGS = ("checkpoints", "resume", "save_every", "figure")  # may differ when a run goes on
-
-
-def parse_arguments(arguments):
-    parser = outputs.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=1_000_000, help="time steps")
-    parser.add_argument("--segment-length", type=int, default=10, help="steps per update")
-    parser.add_argument("--regime", type=int, default=100_000, help="steps between drifts")
-    parser.add_argument("--lag", type=int, default=50, help="how many steps ago")
-    parser.add_argument("--source", choices=["auto", "ecg", "synthetic"], default="auto", help="see Process")
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters")
-    parser.add_argument("--checkpoints", type=Path, help="folder to save to")
-    parser.add_argument("--save-every", type=int, default=5000, help="segments between checkpoints")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    parser.add_argument("--figure", type=Path, default=outputs.OUT / "stream.png", help="where to save the picture")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -43,18 +43,7 @@ def loss_fn(params, xs):
     return (xs["turns"] * (actor + 0.1 * decided + 0.05 * (value - xs["reward"]) ** 2)).mean()
 
 
-def gradient(rule):
-    """`(init, (params, carry, xs) -> (grads, carry))`."""
-    if rule == "tbptt":
-        stream = hj.stream(loss_fn)
-        return stream.init, jax.grad(stream.apply, has_aux=True)
-    learner = hj.hypr_stream(loss_fn)
-
-    def grads_of(params, carry, xs):
-        (_, grads), carry = learner.value_and_grad(params, carry, xs)
-        return grads, carry
-
-    return learner.init, grads_of
+HYPR, TBPTT = hj.hypr_stream(loss_fn), hj.stream(loss_fn)
 
 
 def act(params, carry, mazes, key):
@@ -84,14 +73,17 @@ def train(rule, updates, seed):
     params = {"hidden": hidden, "readout": hj.init_layer(k2, READOUT, NEURONS, 3)}
     mazes = jax.vmap(maze.new_maze)(jax.random.split(walk, AGENTS))
     first = {"inputs": jnp.zeros((STEPS, AGENTS, maze.CHANNELS)), "resets": jnp.zeros((STEPS, AGENTS), bool)}
-    labels = dict.fromkeys(("turns", "reward", "advantage"), jnp.zeros((STEPS, AGENTS)))
-    init_learner, grads_of = gradient(rule)
-    carry = init_learner(params, {**first, **labels, "turn": jnp.zeros((STEPS, AGENTS), int)})
+    first |= dict.fromkeys(("turns", "reward", "advantage"), jnp.zeros((STEPS, AGENTS)))
+    first |= {"turn": jnp.zeros((STEPS, AGENTS), int)}
+    carry = (HYPR if rule == "hypr" else TBPTT).init(params, first)
 
     def update(state, key):
         params, optimiser, acting, carry, mazes = state
         (acting, mazes), xs = act(params, acting, mazes, key)
-        grads, carry = grads_of(params, carry, xs)
+        if rule == "hypr":
+            (_, grads), carry = HYPR.value_and_grad(params, carry, xs)
+        else:
+            grads, carry = jax.grad(TBPTT.apply, has_aux=True)(params, carry, xs)
         changes, optimiser = OPTIMISER.update(grads, optimiser)
         params = hj.project(CELLS, optax.apply_updates(params, changes))
         return (params, optimiser, acting, carry, mazes), ((xs["turns"] * (xs["reward"] > 0)).sum(), xs["turns"].sum())
