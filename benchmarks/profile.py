@@ -9,6 +9,7 @@ the scope of its root; "other" is the readout's loss, copies, and what XLA made 
 import argparse
 import re
 import tempfile
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -30,16 +31,19 @@ def scopes(hlo: str) -> dict[str, str]:
     return {name: next((part for part in PARTS if part in words), "other") for name, words in path.items()}
 
 
-def events(folder: Path):
+def events(folder: Path) -> list[tuple[str, float]]:
     """`(instruction, nanoseconds)` of everything that ran on the device."""
     (file,) = folder.rglob("*.xplane.pb")
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-        for line in plane.lines:
-            if plane.name.startswith("/device") and not line.name.startswith("Stream"):
-                continue  # the same kernels once more, by module or step
-            for event in line.events:
-                if name := dict(event.stats).get("hlo_op"):
-                    yield str(name), event.duration_ns
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of jaxlib's own types, which abort where it is an error
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+            for line in plane.lines:
+                if plane.name.startswith("/device") and not line.name.startswith("Stream"):
+                    continue  # the same kernels once more, by module or step
+                stats = ((dict(event.stats), event.duration_ns) for event in line.events)
+                found += [(str(own["hlo_op"]), duration) for own, duration in stats if own.get("hlo_op")]
+    return found
 
 
 def profile(case: rules.Case, segment_length: int | None = None, runs: int = 3) -> dict[str, tuple[float, float]]:
