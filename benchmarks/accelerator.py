@@ -4,7 +4,7 @@
     python -m benchmarks.accelerator --small --limit 60   a try on a CPU
 
 The hidden layer is BRF. Every case runs its rules in turn; what does not fit in memory is left out, and no case begins
-when the time is up, the most telling come first. Beside each gradient stands the forward pass alone: what HYPR takes
+once the time is up; the most telling come first. Beside each gradient stands the forward pass alone: what HYPR takes
 beyond it is its P-stage.
 """
 
