@@ -83,14 +83,10 @@ def measure(case, functions, params, xs, options):
             continue
         runs[label] = compiled
         memory = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        rows[label] = {**case._asdict(), "rule": label, "compile_s": compile_seconds, "memory_mb": memory, "ms": []}
-    for _ in range(options.rounds):
-        for label, compiled in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(params, xs))
-            rows[label]["ms"].append(1e3 * (time.perf_counter() - start))
-    for row in rows.values():
-        row["ms"] = float(np.median(row["ms"]))
+        rows[label] = {**case._asdict(), "rule": label, "compile_s": compile_seconds, "memory_mb": memory}
+    for label, seconds in by_turns(runs, params, xs, options.rounds).items():
+        row = rows[label]
+        row["ms"] = 1e3 * float(np.median(seconds))
         row["steps_per_s"] = 1e3 * case.steps / row["ms"]
     for row in rows.values():
         best = min((other["ms"] for other in rows.values() if rules.is_exact(other["rule"])), default=None)
@@ -98,6 +94,17 @@ def measure(case, functions, params, xs, options):
         for base in ("bptt", "step by step"):
             row[f"to_{base}"] = row["ms"] / rows[base]["ms"] if base in rows else None
     return list(rows.values())
+
+
+def by_turns(programs, params, xs, rounds):
+    """Seconds of every run of compiled programs, by label: each runs once in every round."""
+    seconds = {label: [] for label in programs}
+    for _ in range(rounds):
+        for label, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(params, xs))
+            seconds[label].append(time.perf_counter() - start)
+    return seconds
 
 
 def table(rows):

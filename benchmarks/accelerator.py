@@ -19,7 +19,7 @@ import numpy as np
 
 import hyprjax as hj
 from benchmarks import profile, rules
-from benchmarks.__main__ import Formatter, machine
+from benchmarks.__main__ import Formatter, by_turns, machine
 
 SIZES = [(n, b, 1_000) for n in (512, 1024) for b in (64, 256)]
 SIZES += [(512, 64, 10_000), (1024, 256, 10_000), (1024, 64, 10_000), (512, 256, 10_000)]
@@ -66,15 +66,9 @@ def measure(case, rounds):
     """Rows of one case, its rules timed by turns."""
     params, xs, _ = rules.problem(case)
     runs = dict(runs_of(case, params, xs))
-    seconds = {label: [] for label in runs}
-    for _ in range(rounds):
-        for label, compiled in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(params, xs))
-            seconds[label].append(time.perf_counter() - start)
-    for label, compiled in runs.items():
-        memory = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        yield {**case._asdict(), "rule": label, "ms": 1e3 * float(np.median(seconds[label])), "memory_mb": memory}
+    for label, seconds in by_turns(runs, params, xs, rounds).items():
+        memory = runs[label].memory_analysis().temp_size_in_bytes / 1e6
+        yield {**case._asdict(), "rule": label, "ms": 1e3 * float(np.median(seconds)), "memory_mb": memory}
 
 
 def table(rows):

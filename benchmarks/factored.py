@@ -4,12 +4,12 @@ python -m benchmarks.factored
 """
 
 import statistics
-import time
 
 import jax
 import optax
 
 import hyprjax as hj
+from benchmarks.__main__ import by_turns
 from benchmarks.rules import Case, problem
 
 CELLS, RANKS, LENGTHS = ("lif", "alif", "se_adlif", "brf"), (1, 2, 4, 8), (10, 50)
@@ -46,12 +46,7 @@ def times(rounds=5):
         rules |= {rank: hj.hypr_grad(loss_fn, traces="factored", trace_rank=rank) for rank in RANKS}
         programs = {name: jax.jit(rule).lower(params, xs).compile() for name, rule in rules.items()}
         memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
-        taken = {name: [] for name in programs}
-        for _ in range(rounds):
-            for name, program in programs.items():
-                begin = time.perf_counter()
-                jax.block_until_ready(program(params, xs))
-                taken[name].append(time.perf_counter() - begin)
+        taken = by_turns(programs, params, xs, rounds)
         median = {name: statistics.median(values[1:]) for name, values in taken.items()}
         ratios = [f"{median[r] / median['full']:.2f}, {memory[r] / memory['full']:.2f}" for r in RANKS]
         print(f"| `{cell}` | {neurons} | " + " | ".join(ratios) + " |", flush=True)

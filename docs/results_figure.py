@@ -290,10 +290,10 @@ def main(docs):
     for row in of["ecg_online"]:
         row["batch"] = option(row, "batch-size", "64" if row["neuron"] == "se_adlif" else "16")
     digits = [row for row in of["spoken_digits"] if row["seeds_at_once"] == "5"]
-    whole = of["ecg"] + [row for row in of["spoken_digits"] if row not in digits]
+    whole = of["ecg"] + [row for row in of["spoken_digits"] if row["seeds_at_once"] != "5"]
     brf = [row for row in of["ecg"] if row["neuron"] == "brf" and row["rule"] != "hypr-segment"]
     online = [row for row in of["ecg_online"] if (row["neuron"], row["rule"]) == ("se_adlif", "hypr-segment-online")]
-    unprojected = [row for row in online if row["seed"] in "0123"]
+    unprojected = [row for row in online if int(row["seed"]) < 4]
     tables = {
         "online": online_table(of["ecg_online"]),
         "once": whole_table(whole),
