@@ -71,10 +71,8 @@ def fingerprint(jaxpr: jec.Jaxpr, *, rules: bool = True) -> Fingerprint:
 
 def _value(x: Any, rules: bool) -> Hashable:
     """A parameter of an equation."""
-    if isinstance(x, jec.ClosedJaxpr):
-        return fingerprint(x.jaxpr, rules=rules), tuple(map(_Same, x.consts))
-    if isinstance(x, jec.Jaxpr):
-        return fingerprint(x, rules=rules)
+    if isinstance(opened := getattr(x, "jaxpr", x), jec.Jaxpr):
+        return fingerprint(opened, rules=rules), tuple(map(_Same, getattr(x, "consts", ())))
     if isinstance(x, dict):
         return tuple((name, _value(value, rules)) for name, value in x.items())
     if isinstance(x, tuple | list):

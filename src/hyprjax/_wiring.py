@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jec
 import jax.numpy as jnp
-from jax.core import AbstractValue
+from jax.core import AbstractValue, eval_jaxpr
 from jax.extend import source_info_util
 from jax.lax import stop_gradient
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -467,7 +467,7 @@ def _batch_of_scan(operands, dims, *, body, consts, carried):
     moved[consts:first_x] = of_carry
     axes = [0 if d is not None or consts <= i < first_x else None for i, d in enumerate(dims)]
     at_step = [x[0] if i >= first_x else x for i, x in enumerate(moved)]
-    one = jec.jaxpr_as_fun(jec.ClosedJaxpr(body, []))
+    one = partial(eval_jaxpr, body, [])
     with _program.in_body(True):
         closed = jax.make_jaxpr(jax.vmap(one, axes, axis_size=size))(*at_step)
     operands = [*closed.consts, *moved]

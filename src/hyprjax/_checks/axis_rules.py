@@ -39,7 +39,7 @@ def _enter(analysis, eqn, values):
 
 
 def _open(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if isinstance(jaxpr, jec.ClosedJaxpr) else jaxpr
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 @rule("unroll")

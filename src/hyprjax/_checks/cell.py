@@ -286,7 +286,7 @@ def _derivative(subject):
     )
 
 
-def _evaluate(closed: jec.ClosedJaxpr, *operands: Array) -> list[Array]:
+def _evaluate(closed: Any, *operands: Array) -> list[Array]:
     """With every spike function as the jump that it is, and nothing stopped."""
     values = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*closed.consts, *operands], strict=True))
     read = lambda v: v.val if isinstance(v, jec.Literal) else values[v]  # noqa: E731
@@ -304,7 +304,7 @@ def _evaluate(closed: jec.ClosedJaxpr, *operands: Array) -> list[Array]:
     return list(map(read, closed.jaxpr.outvars))
 
 
-def _jumps(closed: jec.ClosedJaxpr) -> bool:
+def _jumps(closed: Any) -> bool:
     """Whether a function is flat wherever one looks, as a spike function is."""
     with jax.ensure_compile_time_eval():
         at = [jax.random.normal(jax.random.key(i), aval.shape, aval.dtype) for i, aval in enumerate(closed.in_avals)]
