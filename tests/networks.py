@@ -72,16 +72,22 @@ def loss_of_outputs(outputs, weights):
     return (jnp.sin(outputs) * weights + 0.1 * outputs**2).sum()
 
 
-def make_loss(cells):
-    """The loss of a stack of `unroll`s on one segment of `make_data`."""
+def make_model(cells):
+    """A stack of `unroll`s on one segment of `make_data`."""
 
-    def loss_fn(params, xs):
+    def model(params, xs):
         signal = xs["inputs"]
         for cell, layer in zip(cells, params, strict=True):
             signal = hj.unroll(cell, layer, signal, resets=xs.get("resets"))
-        return loss_of_outputs(signal, xs["weights"])
+        return signal
 
-    return loss_fn
+    return model
+
+
+def make_loss(cells):
+    """The loss of `make_model`."""
+    model = make_model(cells)
+    return lambda params, xs: loss_of_outputs(model(params, xs), xs["weights"])
 
 
 def assert_close(actual, expected, tolerance=1e-11):

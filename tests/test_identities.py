@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import oracle
 import pytest
-from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_stack
+from networks import CELLS, assert_close, loss_of_outputs, make_data, make_loss, make_model, make_stack
 
 import hyprjax as hj
 from hyprjax import _recursion, _segment
@@ -120,7 +120,10 @@ def test_what_an_accelerator_does_otherwise_changes_nothing(monkeypatch, names, 
     jax.clear_caches()
     for option, gradients in zip(options, expected, strict=True):
         assert_close(gradient(cells, params, xs, **option), gradients)
-    assert_close(jax.grad(make_loss(cells))(params, xs), reference(cells, params, xs, cut=False))
+    exact = hj.bptt(make_model(cells), segment_length=7)
+    for model in (make_model(cells), exact):
+        loss = lambda p, xs, model=model: loss_of_outputs(model(p, xs), xs["weights"])  # noqa: E731
+        assert_close(jax.grad(loss)(params, xs), reference(cells, params, xs, cut=False))
     jax.clear_caches()
 
 
