@@ -2,8 +2,8 @@
 
 Nothing here is special to hyprjax: `jax.distributed` connects the processes, a mesh names their devices, and what
 `hypr_stream` returns runs on arrays that are spread over it. This starts the processes on one machine; on a cluster,
-start one per node with `--process-id` and `--coordinator`. With --checkpoints, what four processes saved can go on with
-two, or with one.
+start one per node with `--processes`, `--process-id` and `--coordinator`. With --checkpoints, what four processes
+saved can go on with two, or with one.
 
     python examples/distributed.py --processes 4
 """

@@ -40,8 +40,9 @@ def bptt(
 
     Args:
       fn: the model, `(params, xs, *args, **kwargs) -> outputs`; it calls `unroll`, and every output has a time axis.
-      segment_length: time steps per segment. By default the divisor of T nearest to its square root, between half and
-        twice that, or the root itself, rounded up, where there is none: neither carries nor steps then need much.
+      segment_length: time steps per segment λ. By default the divisor of T for which the larger of λ and T/λ is
+        smallest, if it is between half and twice the root of T, else the root itself, rounded up: neither carries
+        nor steps then need much.
       time_axis: the time axis of `xs`, see `hypr`.
       out_time_axis: that of the outputs, see `hypr`.
       check: whether a model that mixes time steps is refused, see `hypr`.
