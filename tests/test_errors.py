@@ -1,6 +1,7 @@
 """Bad input gets one clear line that names argument, shapes and fix."""
 
 import re
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -439,6 +440,70 @@ def test_cell_makers():
     ):
         with refuses(ValueError, *words):
             make()
+
+
+def test_what_is_no_cell():
+    for wrapper in (hj.filtered, hj.with_state, lambda cell: hj.refractory(cell, 3)):
+        with refuses(TypeError, "the cell is the function lif", "hj.lif()"):
+            wrapper(hj.lif)
+
+
+def test_init_layer_numbers():
+    with refuses(TypeError, "init_layer: dtype", "float32", "int"):
+        hj.init_layer(jax.random.key(0), CELL, 4, 3, dtype=int)
+    with refuses(ValueError, "init_layer: gain", "finite", "inf"):
+        hj.init_layer(jax.random.key(0), CELL, 4, 3, gain=jnp.inf)
+
+
+def test_parameters_that_are_none(params):
+    with refuses(ValueError, 'params["w_in"] is None', "leave the key out"):
+        hj.unroll(CELL, {**params, "w_in": None}, XS)
+    gru = hj.init_layer(jax.random.key(0), hj.gru(), 4, 3)
+    gru["bias"]["r"] = None
+    with refuses(ValueError, 'params["bias"]["r"] is None', "leave the key out"):
+        hj.unroll(hj.gru(), gru, XS)
+
+
+@pytest.mark.parametrize("cell", [CELL, hj.gru()])
+def test_dicts_of_other_kinds(cell):
+    """Gradients are of the same type as the parameters."""
+    plain = hj.init_layer(jax.random.key(0), cell, 4, 3, recurrent=True)
+    ordered = lambda tree: OrderedDict((k, ordered(v)) for k, v in tree.items()) if isinstance(tree, dict) else tree  # noqa: E731
+    grad = hj.hypr_grad(lambda p, x: hj.unroll(cell, p, x).mean(), segment_length=4)
+    grads = grad(ordered(plain), XS)
+    assert jax.tree.structure(grads) == jax.tree.structure(ordered(plain))
+    assert_equal(jax.tree.leaves(grads), jax.tree.leaves(ordered(grad(plain, XS))))
+
+
+def test_a_counter_that_its_dtype_cannot_hold():
+    cell = hj.refractory(hj.lif(), 300)
+    layer = hj.init_layer(jax.random.key(0), cell, 4, 3, dtype=jnp.bfloat16)
+    with refuses(ValueError, "refractory: bfloat16 cannot count 300 steps", "float32"):
+        hj.unroll(cell, layer, XS.astype(jnp.bfloat16))
+
+
+def test_a_carry_with_traces_of_another_dtype(params):
+    carry = hj.hypr_stream(loss_fn).init(params, XS)
+    with refuses(ValueError, "call number 1", "trace_dtype"):
+        hj.hypr_stream(loss_fn, trace_dtype=jnp.bfloat16).value_and_grad(params, carry, XS)
+
+
+def test_aux_of_another_structure_in_the_last_segment(params):
+    def fn(params, xs):
+        spikes = hj.unroll(CELL, params, xs)
+        return spikes.mean(), {"rate": spikes.mean()} | ({"short": 0.0} if len(xs) < 4 else {})
+
+    with refuses(ValueError, "aux has another structure", "short", "divides"):
+        hj.hypr_grad(fn, segment_length=4, has_aux=True)(params, XS)
+
+
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+def test_outputs_with_time_elsewhere(params, wrap):
+    """A segment as long as the batch is large has the right shape by chance."""
+    model = lambda params, x: hj.unroll(CELL, params, x).swapaxes(0, 1)  # noqa: E731
+    with refuses(ValueError, wrap.__name__, "time is axis 1 of output 0", "out_time_axis"):
+        wrap(model, segment_length=2)(params, XS)
+    assert wrap(model, segment_length=2, out_time_axis=1)(params, XS).shape == (2, 10, 3)
 
 
 def test_an_exception_in_the_loss_leaves_no_frame(params):

@@ -11,22 +11,12 @@ import optax
 import oracle
 import pytest
 from flax import nnx
-from networks import assert_close, loss_of_outputs, make_data, make_stack
+from networks import assert_close, loss_of_outputs, make_data, make_loss, make_model, make_stack
 
 import hyprjax as hj
 
 STACKS = [("custom",), ("brf", "leaky_integrator"), ("alif", "custom", "filtered")]
 WRAPS = {"hypr": hj.hypr, "bptt": hj.bptt}
-
-
-def make_model(cells):
-    def model(params, xs):
-        signal = xs["inputs"]
-        for cell, layer in zip(cells, params, strict=True):
-            signal = hj.unroll(cell, layer, signal, resets=xs.get("resets"))
-        return signal
-
-    return model
 
 
 def problem(names, steps=12, batch=3, resets=False):
@@ -166,6 +156,38 @@ def test_forward_mode_is_refused_by_jax(wrap):
     model = WRAPS[wrap](make_model(cells))
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda p: model(p, xs), (params,), (params,))
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit])
+def test_second_derivatives_are_refused(jit):
+    """They would be another function's: nothing but the cotangents goes through a gradient."""
+    cells, params, xs = problem(("custom",))
+    model, loss_fn = make_model(cells), make_loss(cells)
+    learner = hj.hypr_stream(loss_fn)
+    carry = learner.init(params, xs)
+    norm = lambda tree: sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree))  # noqa: E731
+    gradient = lambda wrap: jit(jax.grad(lambda p: norm(wrap(model)(p, xs))))  # noqa: E731
+    for name, result in {
+        "hypr": lambda p: norm(gradient(hj.hypr)(p)),
+        "bptt": lambda p: norm(gradient(hj.bptt)(p)),
+        "hypr_grad": lambda p: norm(jit(hj.hypr_grad(loss_fn, segment_length=5))(p, xs)),
+        "hypr_stream": lambda p: norm(jit(learner.value_and_grad)(p, carry, xs)[1]),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name}: the result of this transform is differentiated once more"):
+            jax.grad(result)(params)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_derivative_that_goes_through_the_cotangents_alone_is_let_through(wrap):
+    cells, params, xs = problem(("custom",))
+    readout = jnp.linspace(-1.0, 1.0, 8).reshape(4, 2)
+
+    def mixed(model):
+        of_model = jax.grad(lambda p, readout: jnp.sin(model(p, xs) @ readout).sum())
+        return jax.jacfwd(of_model, argnums=1)(params, readout)
+
+    whole = partial(hj.hypr, recurrent_credit="segment") if wrap == "hypr" else hj.bptt
+    assert_close(mixed(whole(make_model(cells))), mixed(make_model(cells)))
 
 
 @pytest.mark.parametrize("wrap", WRAPS)

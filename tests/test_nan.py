@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import assert_close
 
 import hyprjax as hj
 
@@ -87,3 +88,27 @@ def test_it_is_in_the_loss_and_the_gradient():
         loss, grads = jax.jit(value_and_grad)(params, broken())
         assert jnp.isnan(loss)
         assert all(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(("traces", "scan"), [("full", "sequential"), ("full", "associative"), ("factored", "auto")])
+def test_a_reset_in_a_segment_ends_it_in_the_traces(traces, scan):
+    """After the segment with the reset gradients are those without the NaN, for every segment length."""
+    params, _ = network(CELLS["brf"])
+    xs = {"x": broken(), "resets": np.zeros((T, B), bool)}
+    xs["resets"][BROKEN + 2] = True
+
+    def loss_fn(params, xs):
+        spikes = hj.unroll(CELLS["brf"], params["hidden"], xs["x"], resets=xs["resets"])
+        return jnp.square(hj.unroll(hj.leaky_integrator(), params["readout"], spikes, resets=xs["resets"])).mean()
+
+    options = {"traces": traces, "scan": scan} | ({"trace_rank": 12} if traces == "factored" else {})
+    learner = hj.hypr_stream(loss_fn, **options)
+    run = jax.jit(learner.value_and_grad)
+    grads = []
+    for x, lengths in ((HEALTHY, (4, 4, 4)), (broken(), (4, 4, 4)), (broken(), (8, 4))):
+        carry = learner.init(params, xs)
+        for segment in np.split(np.arange(T), np.cumsum(lengths)[:-1]):
+            (_, last), carry = run(params, carry, {"x": x[segment], "resets": xs["resets"][segment]})
+        grads.append(last)
+    assert_close(grads[1], grads[0], 1e-11 if traces == "full" else 1e-6)
+    assert_close(grads[2], grads[0], 1e-11 if traces == "full" else 1e-6)

@@ -269,8 +269,9 @@ def test_several_seeds_at_once():
             {"hidden": CELL},
             {"hidden": layer(READOUT)},
             ValueError,
-            ("params['hidden'][\"neuron\"] has no 'omega'", "'brf'", "another cell"),
+            ("params['hidden'][\"neuron\"] has ['tau']", "'brf' has ['b_offset'], ['omega']"),
         ),
+        (hj.dh_lif(), layer(), ValueError, ("['omega']", "'dh_lif' has ['tau']")),
         ([hj.brf], [layer()], TypeError, ("cells[0] must be a Cell or None, got function", "brf()")),
     ],
 )

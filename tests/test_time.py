@@ -14,6 +14,7 @@ T, LENGTH, B, N, CLASSES = 60, 20, 6, 5, 3
 CELL, READOUT = hj.alif(), hj.leaky_integrator(4.0)
 KEY = jax.random.key(7)
 CLOSED_OVER = jnp.linspace(0.0, 1.0, LENGTH)[:, None]
+FROZEN = jnp.tile(jnp.eye(N), (LENGTH, 1, 1))
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def problem():
         "second": hj.init_layer(keys[1], CELL, N, N, recurrent=True),
         "readout": hj.init_layer(keys[2], READOUT, N, CLASSES),
         "w": jnp.ones((CLASSES, CLASSES)),
+        "wide": jnp.ones((LENGTH, N)),
     }
     params["hidden"]["w_in"] *= 3
     inputs = jax.random.normal(keys[3], (T, B, 4))
@@ -99,6 +101,14 @@ RIGHT = {
     "chosen channels": lambda p, x: net(p, x)[..., 1:].mean() + net(p, x)[..., jnp.array([0, 2])].mean(),
     "max over classes": lambda p, x: (net(p, x).max(-1) - net(p, x).min(-1)).mean(),
     "metrics": lambda p, x: net(p, x).mean(),
+    "a penalty for each step": lambda p, x: net(p, x).sum() + len(x["labels"]) * 1e-3 * jnp.square(p["w"]).sum(),
+    "printed": lambda p, x: (jax.debug.callback(lambda mean: None, y := net(p, x).mean()), y)[1],
+    "as many frozen layers as steps": lambda p, x: net(
+        p, x, lambda z: jax.lax.scan(lambda z, w: (jnp.tanh(z @ w), None), z, FROZEN)[0]
+    ).mean(),
+    "a frozen encoder as wide as steps": lambda p, x: net(
+        {**p, "hidden": {**p["hidden"], "w_in": CLOSED_OVER.T.repeat(4, 0) @ p["wide"]}}, x
+    ).mean(),
 }
 
 WRONG = {
@@ -115,6 +125,10 @@ WRONG = {
     "differences": (lambda p, x: jnp.abs(jnp.diff(net(p, x), axis=0)).mean(), "slice"),
     "products of steps": (lambda p, x: jnp.einsum("tbc,sbc->ts", net(p, x), net(p, x)).mean(), "dot_general"),
     "weights by place": (lambda p, x: (jnp.arange(len(x["labels"]))[:, None, None] * net(p, x)).mean(), "place"),
+    "weights by a scan over places": (
+        lambda p, x: (jax.lax.scan(lambda c, w: (c, w), 0, CLOSED_OVER)[1][:, :, None] * net(p, x)).mean(),
+        "place",
+    ),
     "weights closed over": (lambda p, x: (CLOSED_OVER[:, :, None] * net(p, x)).mean(), "place"),
     "contracted with weights": (
         lambda p, x: jnp.einsum("t,tbc->bc", CLOSED_OVER[:, 0], net(p, x)).sum(),
@@ -232,6 +246,7 @@ def test_what_is_not_the_same_for_every_segment_length_is_refused(problem, name)
     assert re.search(r"test_time\.py:\d+", str(error.value)), "the user's line"
     if "CLOSED" not in name and name not in (
         "weights closed over",
+        "weights by a scan over places",
         "contracted with weights",
         "pooled by reshape",
         "position",

@@ -1,5 +1,7 @@
 """`scan`, `step` and `delay`: networks of any wiring, equal to `unroll` where they are the same, and to plain JAX."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +110,9 @@ def test_a_layer_of_a_stream_learns_the_same(layer):
 EXC, INH, READ = hj.alif(tau_a=(5.0, 30.0)), CELLS["brf"], hj.leaky_integrator(4.0)
 
 
-def network(cut):
+def network(cut=False, trained_start=False):
     """Excitation and inhibition round a loop, a slow trace of both, a readout of what is filtered; a count of steps."""
+    fixed = (lambda x: x) if trained_start else jax.lax.stop_gradient
     stop = jax.lax.stop_gradient if cut else lambda x: x
 
     def model(params, xs):
@@ -121,7 +124,8 @@ def network(cut):
             mean = 0.8 * stop(mean) + 0.2 * inh * params["scale"]
             return (inh, mean, count + 1), jnp.concatenate([exc * inh, inh * mean], -1)
 
-        start = jnp.zeros((*xs.shape[1:-1], N)), params["start"] + jnp.zeros((*xs.shape[1:-1], N)), jnp.array(0)
+        zeros = jnp.zeros((*xs.shape[1:-1], N))
+        start = zeros, fixed(params["start"]) + zeros, jnp.array(0)
         _, out = hj.scan(body, start, xs)
         return hj.unroll(READ, params["read"], out + hj.delay(out, [0, 1, 2, 3, 0, 1, 20, 3]))
 
@@ -148,22 +152,17 @@ def gradient_of(model, params, xs=XS, **options):
 
 
 def test_feedback_between_two_populations(params):
-    model = network(cut=False)
-    outputs = model(params, XS)
+    model, trained = network(), network(trained_start=True)
+    outputs, exact = model(params, XS), gradient_of(trained, params)
     for length in (T, 5, 1):
         assert_close(hj.hypr(model, segment_length=length)(params, XS), outputs, 1e-13)
-    exact = gradient_of(model, params)
-    for length in (T, 5, 1):
-        assert_close(gradient_of(hj.bptt(model, segment_length=length), params), exact, 1e-12)
-    assert_close(
-        gradient_of(hj.hypr(model, recurrent_credit="segment"), params) | {"start": exact["start"]}, exact, 1e-12
-    )
-    stopped = gradient_of(network(cut=True), params)
-    assert_close(gradient_of(hj.hypr(model), params) | {"start": stopped["start"]}, stopped, 1e-12)
+        assert_close(gradient_of(hj.bptt(trained, segment_length=length), params), exact, 1e-12)
+    assert_close(gradient_of(hj.hypr(model, recurrent_credit="segment"), params), gradient_of(model, params), 1e-12)
+    assert_close(gradient_of(hj.hypr(model), params), gradient_of(network(cut=True), params), 1e-12)
 
 
 def test_jit_vmap_and_ensembles(params):
-    model = network(cut=False)
+    model = network()
     wrapped = hj.hypr(model, segment_length=5)
     expected = gradient_of(wrapped, params)
     batched = lambda p, xs: jax.vmap(lambda x: model(p, x), 1, 1)(xs)  # noqa: E731
@@ -245,6 +244,11 @@ def test_what_cannot_be_is_refused(layer):
         hj.delay(XS, -1)
     with refuses("delay: steps must be an int", TypeError):
         hj.delay(XS, 1.5)
+    with refuses(r"delay: x has no time steps, its shape is \(0, 3\)"):
+        hj.delay(jnp.zeros((0, 3)), 1)
+    with refuses(r"step: reset has shape \(7,\), but it must be \[\*batch\]"):
+        reset = jnp.zeros(7, bool)
+        hj.scan(lambda z, x: (hj.step(CELL, layer, jnp.concatenate([x, z], -1), reset=reset), x), start, XS)
     with refuses("delay: steps is traced", TypeError):
         jax.jit(lambda n: hj.delay(XS, n))(2)
 
@@ -259,9 +263,44 @@ def test_what_depends_on_the_segment_is_refused():
         hj.hypr(lambda _, xs: hj.delay(jnp.cumsum(xs, 0), 2), segment_length=5)((), XS)
 
 
+def test_a_trained_start_is_refused_where_the_gradient_misses_it(layer):
+    params = {"layer": layer, "start": jnp.full(N, 0.5)}
+
+    def model(params, xs, of_start=lambda start: start):
+        def body(z, x):
+            z = hj.step(CELL, params["layer"], jnp.concatenate([x, z], -1)) + 0.5 * z
+            return z, z
+
+        return hj.scan(body, jax.jit(lambda start: jnp.tile(start, (B, 1)))(of_start(params["start"])), xs)[1]
+
+    with refuses("hypr: the init of hyprjax.scan depends on params"):
+        hj.hypr(model, segment_length=5)(params, XS)
+    with refuses("hypr_grad: the init of hyprjax.scan depends on params"):
+        hj.hypr_grad(lambda p, xs: model(p, xs).mean())(params, XS)
+    learner = hj.hypr_stream(lambda p, xs: model(p, xs).mean())
+    with refuses("hypr_stream: the init of hyprjax.scan depends on params"):
+        learner.value_and_grad(params, learner.init(params, XS), XS)
+    fixed = partial(model, of_start=jax.lax.stop_gradient)
+    assert_close(hj.hypr(fixed, segment_length=5)(params, XS), model(params, XS))
+    grads = [jax.grad(lambda p, f=f: f(p, XS).sum())(params) for f in (model, hj.bptt(model, segment_length=5))]
+    assert jnp.abs(grads[1]["start"]).min() > 0
+    assert_close(*grads)
+
+
+def test_an_output_of_a_scan_may_be_a_constant():
+    smooth = lambda mean, x: (0.9 * mean + 0.1 * x, (mean, 1.0))  # noqa: E731
+    model = lambda scale, xs: hj.scan(smooth, jnp.zeros((B, M)), scale * xs)[1]  # noqa: E731
+    for wrap in (hj.hypr, hj.bptt):
+        value, grad = jax.value_and_grad(lambda scale, f: sum(map(jnp.sum, f(scale, XS))))(
+            2.0, wrap(model, segment_length=5)
+        )
+        assert jnp.allclose(value, sum(map(jnp.sum, model(2.0, XS)))), value
+        assert jnp.isfinite(grad)
+
+
 def test_on_a_mesh(params):
     """The batch over devices: the gradients of one device."""
-    model = network(cut=False)
+    model = network()
     expected = gradient_of(hj.hypr(model, segment_length=5), params)
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     of_batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "batch"))

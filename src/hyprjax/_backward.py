@@ -7,6 +7,7 @@ together along time. Both are for the `wanted` operands only, named by their ind
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,21 @@ def nonzero(cotangents: Sequence[Any]) -> list[Array | None]:
     """Cotangents as given to the backward rule, None for those that are zero."""
     absent = lambda ct: isinstance(ct, SymbolicZero) or ct.dtype == jax.dtypes.float0  # noqa: E731
     return [None if absent(ct) else ct for ct in cotangents]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def once(name: str, arrays: Any) -> Any:
+    """`arrays` that a gradient is made from: its own derivative, which would leave most of it out, is refused."""
+    return arrays
+
+
+@once.defjvp
+def _twice(name, primals, tangents):
+    raise TypeError(
+        f"{name}: the result of this transform is differentiated once more, but it has no derivative; take second "
+        "derivatives of the model itself, as in jax.hessian without the transform, and first ones of a loss by "
+        "jax.grad around hj.hypr(model) or hj.bptt(model)"
+    )
 
 
 def present(values: Sequence[Any], cotangents: Sequence[Array | None]) -> list[Any]:

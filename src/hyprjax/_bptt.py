@@ -82,6 +82,7 @@ def _forward(plan, axes, *operands):
 
 def _pull(plan, axes, residuals, cotangents):
     wanted, operands, carries = residuals
+    operands = _backward.once("bptt", operands)
     return _gradients(plan, axes, wanted, operands, carries, _backward.nonzero(cotangents))
 
 

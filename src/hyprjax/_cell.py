@@ -177,8 +177,8 @@ def init_layer(
       `cell.lacks`; take another entry out for a port that should not have it.
 
     Raises:
-      ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive number.
-      TypeError: `cell` is not a cell.
+      ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive, finite number.
+      TypeError: `cell` is not a cell, or `dtype` not one of real floats.
 
     Examples:
       >>> import jax, hyprjax as hj
@@ -197,8 +197,10 @@ def init_layer(
     for name, size in (*(("n_in", size) for size in of_port.values()), ("n_out", n_out)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"init_layer: {name} must be a positive int, got {size!r}")
-    if not isinstance(gain, Tracer) and not (np.ndim(gain) == 0 and np.isreal(gain) and gain > 0):
-        raise ValueError(f"init_layer: gain must be a positive number, got {gain!r}")
+    if not isinstance(gain, Tracer) and not (np.ndim(gain) == 0 and np.isreal(gain) and 0 < gain < np.inf):
+        raise ValueError(f"init_layer: gain must be a positive, finite number, got {gain!r}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"init_layer: dtype must be a floating dtype such as jnp.float32, got {dtype!r}")
     key_weights, key_neuron = jax.random.split(key)
     params: Params = {"neuron": cell.init(key_neuron, n_out)}
     ports = cell.ports or ("",)

@@ -53,6 +53,8 @@ def delay(x: Float[Array, "t *shape"], steps: int | Sequence[int]) -> Float[Arra
             f"delay: steps must be at least 0, one int or one for each channel of x, its last axis; got {steps!r} for "
             f"x of shape {x.shape}"
         )
+    if x.shape[0] == 0:
+        raise ValueError(f"delay: x has no time steps, its shape is {x.shape}")
     fixed = int(given) if given.ndim == 0 else tuple(map(int, given))
     if _program.in_body.value:
         raise ValueError("delay was called in the body of hyprjax.scan, which has one step; put it before or after")

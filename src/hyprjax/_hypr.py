@@ -130,6 +130,7 @@ def _forward(options, plan, axes, *operands):
 
 def _pull(options, plan, axes, residuals, cotangents):
     wanted, operands = residuals
+    operands = _backward.once("hypr", operands)
     return _gradients(plan.last_apart, options, axes, wanted, operands, _backward.nonzero(cotangents))
 
 
@@ -225,6 +226,7 @@ def hypr_stream(
         program, operands, of_params = _sequence.one_segment("hypr_stream", call, check=check)
         _check_loss(program, has_aux)
         carry = _program.check_carry("hypr_stream", program, options, operands, carry)
+        operands, carry = _backward.once("hypr_stream", (operands, carry))
         results, grads, carry = _one_segment(program, options, operands, of_params, carry, None)
         return (_loss(program, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)), carry
 
@@ -322,6 +324,7 @@ def hypr_value_and_grad(
             _check_loss(program, has_aux)
         _check_stackable(plan)
         reduce = reduction_over_segments(reduction, found)
+        operands = _backward.once("hypr_grad", operands)
         results, grads = _value_and_grad(plan.last_apart, options, reduce, call.of_params, operands)
         return _loss(plan.last, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)
 
@@ -331,11 +334,7 @@ def hypr_value_and_grad(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _value_and_grad(plan: Plan, options: Options, reduction: str, of_params: int, operands: list[Array]) -> Any:
     """Loss, auxiliary results stacked over segments, and the gradient of the parameters."""
-    steps = plan.length * plan.full + plan.rest
-
-    def weight(last):
-        return plan.steps(last) / steps if reduction == "mean" else 1.0
-
+    weight = partial(plan.weight, reduction=reduction)
     wanted = _backward.wanted(plan, range(of_params))
     (_, total), full, last = _sweep(plan, options, wanted, operands, weight, None)
     (loss, *auxs), _ = last
@@ -519,7 +518,14 @@ def reduction_over_segments(asked: str | None, found: str | None) -> str:
 
 
 def _check_stackable(plan: Plan) -> None:
-    of_full, of_last = (jax.tree.leaves(_program.results(program)) for program in (plan.program, plan.last))
+    of_full, of_last = (_program.results(program) for program in (plan.program, plan.last))
+    if jax.tree.structure(of_full) != jax.tree.structure(of_last):
+        raise ValueError(
+            f"aux has another structure in the shorter last segment, {jax.tree.structure(of_last[1])}, than in a full "
+            f"one, {jax.tree.structure(of_full[1])}, so it cannot be stacked; choose a segment_length that divides the "
+            "number of time steps"
+        )
+    of_full, of_last = map(jax.tree.leaves, (of_full, of_last))
     for many, one in zip([leaf.shape for leaf in of_full], [leaf.shape for leaf in of_last], strict=True):
         if many != one:
             raise ValueError(

@@ -360,7 +360,11 @@ def interpret(
             else:
                 outs = how.bind(eqn, ins)
         values.update(zip(eqn.outvars, outs, strict=True))
-    return [v.val if isinstance(v, jec.Literal) else values[v] for v in jaxpr.outvars], leaving
+    return [_constant(v.val, v.aval) if isinstance(v, jec.Literal) else values[v] for v in jaxpr.outvars], leaving
+
+
+def _constant(value: Any, aval: Any) -> Array:
+    return jnp.asarray(value, aval.dtype)
 
 
 def _enter_operation(eqn, operands, how, entering):

@@ -8,6 +8,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from hyprjax._cell import Cell
+from hyprjax._checks.arguments import neuron_names
 
 
 def project(cells: Cell | PyTree[Cell], params: PyTree) -> PyTree:
@@ -71,6 +72,7 @@ def project(cells: Cell | PyTree[Cell], params: PyTree) -> PyTree:
 def _project_layer(cell: Cell | None, leaf: Any, path: tuple[Any, ...]) -> Any:
     if cell is None:
         return leaf
+    neuron_names(f'project: params{keystr(path)}["neuron"]', cell, leaf["neuron"])
     try:
         return {**leaf, "neuron": cell.project(leaf["neuron"])}
     except KeyError as missing:

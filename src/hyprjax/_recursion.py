@@ -98,7 +98,7 @@ def pull_back(
     segment = jax.tree.map(fold, (state, current, reset, zeta))
     rows, feedback = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec, end)
     if chunks > 1:
-        signal, *propagation = _join(rows[0], rows[1:], propagate)
+        signal, *propagation = _join(rows[0], rows[1:], propagate, reset)
     else:
         signal, *propagation = [jax.tree.map(lambda a: a[0], row) for row in rows]
     return Rows(signal, propagation, feedback[0])
@@ -108,11 +108,12 @@ def _pull_chunks(
     step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Any, end: tuple[list[Array], Array] | None
 ) -> tuple[list[Row], Array]:
     """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
-    state, current, _, _ = segment
+    state, current, reset, _ = segment
     tree, steps = jax.tree.structure(state), jax.tree.leaves(current)[0]
     zeros = _sharding.zeros_like(steps[:, 0])
     k = tree.num_leaves
     q, of_output = ([zeros] * k, zeros) if end is None else jax.tree.map(partial(_in_the_last, zeros), end)
+    before = None if reset is None else jax.vmap(before_a_reset)(reset)
     starts = [q, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
     rows = [jax.tree.unflatten(tree, row) for row in starts]
     of_neuron = [jax.tree.map(lambda p: _sharding.zeros_like(zeros, p.dtype), neuron) for _ in rows]
@@ -133,10 +134,13 @@ def _pull_chunks(
 
     def pull(carry, t):
         rows, of_neuron, feedback = carry
-        state, current, reset, zeta = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), segment
+        state, current, reset, zeta, forgotten = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), (*segment, before)
         )
         of_step, rows, deltas = pull_one(rows, state, current, reset, zeta if w_rec is None else (zeta, feedback))
+        if forgotten is not None:  # The unit rows are zero there already, and stay so beside what is inf or NaN.
+            clear = lambda parts: [parts[0], *jax.tree.map(partial(_sharding.where, forgotten, 0), parts[1:])]  # noqa: E731
+            of_step, rows, deltas = map(clear, (of_step, rows, deltas))
         deltas = list(map(jax.tree.leaves, deltas))
         of_neuron = jax.tree.map(jnp.add, of_neuron, of_step)
         if w_rec is not None:
@@ -163,7 +167,13 @@ def _in_the_last(zeros: Array, x: Array) -> Array:
     return x[None] if len(zeros) == 1 else jnp.concatenate([zeros[:-1], x[None]])
 
 
-def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
+def before_a_reset(reset: Bool[Array, "t *batch"]) -> Bool[Array, "t *batch"]:
+    """Where a later step is a reset, which clears the traces of what was before."""
+    ever = jax.lax.cummax(reset.astype(jnp.int8), reverse=True) > 0
+    return jnp.concatenate([ever[1:], jnp.zeros_like(ever[:1])])
+
+
+def _join(signal: Row, units: list[Row], propagate: bool, reset: Bool[Array, "t *batch"] | None) -> list[Row]:
     """The rows of the whole segment from those of its chunks."""
     zeros, k = _sharding.zeros_like(signal.state[0]), len(units)
     through = lambda row, parts: [dot(row, part) for part in zip(*parts, strict=True)]  # noqa: E731
@@ -189,6 +199,12 @@ def _join(signal: Row, units: list[Row], propagate: bool) -> list[Row]:
                 list(map(operator.add, *both)) for both in ((current, own.current), (neuron, own.neuron))
             )
         at_start = [x[0] for x in start]
+        if not own and reset is not None:
+            in_chunks = lambda mask: mask.reshape(len(zeros), -1, *mask.shape[1:])  # noqa: E731
+            clear = lambda mask, arrays: [_sharding.where(mask, 0, x) for x in arrays]  # noqa: E731
+            current = clear(in_chunks(before_a_reset(reset)), current)
+            neuron = clear(before_a_reset(in_chunks(reset).any(1)), neuron)
+            at_start = clear(reset.any(0), at_start)
         return Row(at_start, [jax.lax.collapse(x, 0, 2) for x in current], [part.sum(0) for part in neuron])
 
     starts, owns = [q, *R][: len(ends)], [signal, *[None] * k][: len(ends)]

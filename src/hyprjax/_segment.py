@@ -131,7 +131,8 @@ def rest(cell: Cell, params: Params, inputs: PyTree[Float[Array, "t *batch _"]],
     zeros = lambda *shape: jnp.zeros((*batch_shape, *shape), options.trace_dtype or dtype)  # noqa: E731
 
     def no_trace(rows):
-        if rank := options.trace_rank:
+        if options.trace_rank:
+            rank = min(options.trace_rank, rows)
             return Factors(place(zeros(rank, rows), None), place(zeros(rank, n)))
         return place(zeros(rows, n))
 
@@ -335,7 +336,7 @@ def _contract(q, synapses):
     def add(total, at_b):  # A reduction over the leading axis strides through memory on a CPU: 15 times slower.
         return total + dot(*at_b), None
 
-    nothing = _sharding.vary(jnp.zeros((rows, n), q[0].dtype), q, synapses)
+    nothing = _sharding.vary(jnp.zeros((rows, n), jnp.result_type(q[0], synapses[0])), q, synapses)
     return jax.lax.scan(add, nothing, (q, synapses))[0]
 
 
@@ -345,7 +346,7 @@ def _through(row, traces, added):
 
 
 def _forget(traces, cleared):
-    """The traces, zero where a reset has made `q_0` or `R_0` zero: a trace that became inf or NaN ends there too."""
+    """The traces, or what goes into them, zero where a reset clears them: what became inf or NaN ends there too."""
     if cleared is None:
         return traces
     return jax.tree.map(lambda trace: _sharding.where(cleared, 0, trace), traces)
@@ -477,9 +478,16 @@ def _p_stage(cell, options, residuals, cotangents):
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))
+        forgotten = None if reset is None else _recursion.before_a_reset(reset)
         R, one = [row.state for row in propagation], _sharding.zeros_like(_sharding.gather(steps)[..., :1]) + 1
         synapses = [
-            _next_synapses(_presynaptic(port, last, one), R, [row.current[i] for row in propagation], of, options.first)
+            _next_synapses(
+                _forget(_presynaptic(port, last, one), forgotten),
+                R,
+                [row.current[i] for row in propagation],
+                of,
+                options.first,
+            )
             for i, (port, of) in enumerate(zip(ports, _ports.apart(cell, kept.synapses), strict=True))
         ]
         of_neuron = [_through(row.state, kept.neuron, row.neuron) for row in propagation]

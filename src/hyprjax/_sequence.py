@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hyprjax import _program, _sharding
-from hyprjax._checks import arguments, time
+from hyprjax._checks import arguments, start, time
 from hyprjax._program import Program
 
 
@@ -101,6 +101,10 @@ class Plan(NamedTuple):
         """Of a segment."""
         return self.rest if last else self.length
 
+    def weight(self, last: bool, reduction: str) -> float:
+        """Of a segment's loss in that of the sequence, a `"mean"` or a `"sum"` over steps."""
+        return self.steps(last) / (self.length * self.full + self.rest) if reduction == "mean" else 1.0
+
 
 def plan(
     name: str, call: Call, length: int, *, check: bool, results: Any = "loss"
@@ -127,6 +131,9 @@ def plan(
         return (*[len(call.operands) + _place(constants, x) for x in arrays], *range(len(call.operands)))
 
     (program, closed_over), (last, also_closed_over) = trace(length), trace(rest or length)
+    if check and name != "bptt":
+        of_params = [i < call.of_params for i in range(len(call.operands))]
+        start.check(name, program.jaxpr, [*[False] * len(closed_over), *of_params])
     reduction = _followed(name, call, trace, length, rest, results) if check and length < call.steps else None
     of_full, of_last = takes(closed_over), takes(also_closed_over)
     axes = (*call.axes, *[None] * len(constants))
@@ -158,6 +165,8 @@ def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program,
         axes = (*[None] * len(closed_over), *call.axes)
         time.check(name, program, axes, call.steps, "anything", segments=False)
     of_params = range(len(closed_over), len(closed_over) + call.of_params)
+    if check:
+        start.check(name, program.jaxpr, [i in of_params for i in range(len(closed_over) + len(call.operands))])
     return program, [*closed_over, *call.operands], tuple(of_params)
 
 
@@ -166,7 +175,7 @@ def model(
 ) -> tuple[Plan, tuple[int, ...], list[Array]]:
     """How to run a model in segments of `length`, the time axis of each of its results, and its operands."""
     if out_time_axis is None:
-        out_time_axis = time_axis if isinstance(time_axis, int) else 0
+        out_time_axis = time_axis if isinstance(time_axis, int | np.integer) else 0
 
     def axes(program, steps):
         return arguments.out_time_axes(name, _program.results(program), out_time_axis, steps)

@@ -85,6 +85,9 @@ def step(
     if not _program.in_body.value:
         raise ValueError("step was called outside of the body of hyprjax.scan, which keeps its state; see hyprjax.scan")
     one = lambda x: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], x)  # noqa: E731
+    batch_shape = jnp.shape(jax.tree.leaves(inputs)[0])[:-1]
+    if reset is not None and jnp.shape(reset) != batch_shape:
+        raise ValueError(f"step: reset has shape {jnp.shape(reset)}, but it must be [*batch] = {batch_shape}")
     checked = arguments.layer(cell, params, one(inputs), one(reset), in_transform=True)
     params, inputs, reset = checked[0], *(jax.tree.map(lambda leaf: leaf[0], x) for x in checked[1:])
     operands, tree = jax.tree.flatten((params, inputs, reset))
@@ -132,8 +135,9 @@ def scan(f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], init: PyTree, xs:
 
     Args:
       f: `(carry, x) -> (carry, y)`. What it closes over, such as parameters, is the same at every step.
-      init: the carry before the first step. On a mesh with `Explicit` axes it is yours to place, and the carry stays
-        where `init` is.
+      init: the carry before the first step. Only `hyprjax.bptt` trains it; the other transforms refuse one that depends
+        on parameters, but for `jax.lax.stop_gradient(init)`. On a mesh with `Explicit` axes it is yours to place, and
+        the carry stays where `init` is.
       xs: arrays `[T, ...]`, time first.
 
     Returns:

@@ -187,10 +187,10 @@ def carry(transform: str, have: Any, want: tuple[Any, ...]) -> None:
                 f"{describe((own.state, own.output))}, the call needs {describe((rest.state, rest.output))}; cell, "
                 "batch shape and dtype must be the same in every segment"
             )
-        if rest.traces is not None and jax.tree.map(jnp.shape, own.traces) != jax.tree.map(jnp.shape, rest.traces):
+        if rest.traces is not None and describe(own.traces) != describe(rest.traces):
             raise ValueError(
-                f"the carry of unroll call number {number} holds eligibility traces of another layer or kind (traces, "
-                "trace_rank); make it with the init of the same hypr_stream"
+                f"the carry of unroll call number {number} holds eligibility traces of another layer, kind or dtype "
+                "(traces, trace_rank, trace_dtype); make it with the init of the same hypr_stream"
             )
 
 
@@ -224,9 +224,12 @@ def layer(
             f"unroll: params must be a dict with keys w_in, neuron and optionally w_rec, bias, as init_layer returns; "
             f"got {got}"
         )
-    for name in ("bias", "w_rec"):
-        if name in params and params[name] is None:
-            raise ValueError(f'unroll: params["{name}"] is None; leave the key out for a layer without it')
+    params, inputs = _plain(params), _plain(inputs)
+    for name in ("w_in", "bias", "w_rec"):
+        for key, part in params[name].items() if isinstance(params.get(name), dict) else [("", params.get(name, 0))]:
+            if part is None:
+                at = f'["{name}"]["{key}"]' if key else f'["{name}"]'
+                raise ValueError(f"unroll: params{at} is None; leave the key out for a layer without it")
     _ports_of(cell, params, inputs)
     floating("params", params)
     if isinstance(inputs, dict):
@@ -350,7 +353,7 @@ def _cell_shapes(
     """
     like = jax.ShapeDtypeStruct((*batch_shape, n), dtype)
     neuron = neuron.unflatten([jax.ShapeDtypeStruct((n,), dtype)] * neuron.num_leaves)
-    _neuron_names(cell, neuron, n)
+    neuron_names('unroll: params["neuron"]', cell, neuron)
     rest = jax.eval_shape(lambda neuron: cell.rest(neuron, batch_shape, dtype), neuron)
     if not jax.tree.leaves(rest):
         raise ValueError("unroll: cell.rest returned no arrays; a cell needs at least one state variable")
@@ -387,18 +390,29 @@ def _cell_shapes(
         )
 
 
-def _neuron_names(cell: Cell, neuron: Any, n: int) -> None:
+def neuron_names(name: str, cell: Cell, neuron: Any) -> None:
     """Refuses neuron parameters that are not those of the cell."""
-    try:
-        own = jax.eval_shape(lambda: cell.init(jax.random.key(0), n))
-    except Exception:  # an init of other arguments; parameters may be made by hand
-        return
-    if jax.tree.structure(own) != jax.tree.structure(neuron):
+    own = _own_neuron(cell)
+    if own is not None and jax.tree.structure(_plain(own)) != jax.tree.structure(_plain(neuron)):
         has, needs = ({keystr(path) for path, _ in tree_leaves_with_path(tree)} for tree in (neuron, own))
         raise ValueError(
-            f'unroll: params["neuron"] has {", ".join(sorted(has)) or "nothing"}, but the cell {cell.name!r} has '
+            f"{name} has {', '.join(sorted(has)) or 'nothing'}, but the cell {cell.name!r} has "
             f"{', '.join(sorted(needs)) or 'nothing'}; give the layer the cell that it was made with, by init_layer"
         )
+
+
+@lru_cache(maxsize=256)
+def _own_neuron(cell: Cell) -> Any:
+    """The types of what `cell.init` makes."""
+    try:
+        return jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
+    except Exception:  # an init of other arguments; parameters may be made by hand
+        return None
+
+
+def _plain(tree: Any) -> Any:
+    """An `OrderedDict`, say, as a dict, whose gradient may be a dict, too."""
+    return {name: _plain(part) for name, part in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _apart(cell: Cell, step: Any, like: jax.ShapeDtypeStruct, axis: int) -> None:

@@ -14,7 +14,7 @@ of the primitives are in `axis_rules`; what they do not know is *unknown*.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +133,8 @@ class Analysis:
     def equation(self, eqn: jec.JaxprEqn, values: list[Value]) -> list[Value]:
         """The values of what an equation returns."""
         name, count = eqn.primitive.name, len(eqn.outvars)
+        if not count:  # as of jax.debug.print
+            return []
         rule = _RULES.get(name)
         if name not in ENTERED:
             for value in values:
@@ -176,21 +178,20 @@ class Analysis:
         if any(kind in HAS_AXIS for kind in kinds):
             return self.bad(eqn, "combines time steps with a sum over time")
         if name == "select_n" and kinds[0] == "free":
-            return self._added(eqn, [(v, value) for v, value in zip(eqn.invars[1:], values[1:], strict=True)])
+            return self._added(zip(eqn.invars[1:], values[1:], strict=True))
         if name in ("add", "sub", "add_any"):
-            return self._added(eqn, list(zip(eqn.invars, values, strict=True)))
+            return self._added(zip(eqn.invars, values, strict=True))
         if name in _LINEAR or (name == "mul" and kinds.count("sum") == 1) or (name == "div" and kinds[1:] == ["free"]):
             return SUM._replace(power=power_of(name, [value.power for value in values]))
         return self.bad(eqn, "is not linear in a sum over time")
 
-    def _added(self, eqn: jec.JaxprEqn, terms: list[tuple[Any, Value]]) -> Value:
+    def _added(self, terms: Iterable[tuple[Any, Value]]) -> Value:
         """A sum of sums and means over the axis and of what is without it."""
         counted = [value for v, value in terms if not (isinstance(v, jec.Literal) and v.val == 0)]
-        powers = {value.power if value.kind == "sum" else _ONCE for value in counted}
+        # What is without the axis counts once a segment, as a mean does; times its length, once a step.
+        powers = {value.power if value.kind == "sum" else (value.power or 0) - 1 for value in counted}
         if None in powers:
             return SUM._replace(power=None)
-        if powers == {-1, _ONCE}:  # a mean of means: the rest is weighted like the segment
-            return SUM._replace(power=-1)
         return SUM._replace(power=powers.pop() if len(powers) == 1 else _MIXED)
 
 
@@ -210,7 +211,7 @@ def power_of(name: str, powers: list[int | None]) -> int | None:
 
 
 _LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parents[1]))
-_ONCE, _MIXED = 90, 99  # in the place of a power: without the axis; neither a sum nor a mean
+_MIXED = 99  # in the place of a power: neither a sum nor a mean
 _LINEAR = {"neg", "convert_element_type", "copy", "copy_p", "stop_gradient", "real", "imag", "reduce_precision"}
 _LINEAR |= {"sharding_constraint", "mesh_cast", "reshard", "optimization_barrier", "name"}
 _LINEAR |= {"pvary", "psum", "psum_invariant", "ppermute"}  # between devices

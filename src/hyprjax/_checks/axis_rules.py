@@ -66,10 +66,12 @@ def _scan_along_time(analysis, eqn, values):
 def _scan(analysis, eqn, values):
     consts, carried = scan_lengths(eqn)
     closed = eqn.params["jaxpr"]
-    if any(value.kind in HAS_AXIS and value.axis == 0 for value in values[consts + carried :]):
+    entering = values[consts + carried :]
+    if any(value.kind == "along" and value.axis == 0 for value in entering):
         return analysis.bad(eqn, f"runs along {analysis.entries}, and starts anew in every segment")
+    places = [value for value in entering if value.kind == "place" and value.axis == 0]
     carry = list(values[consts : consts + carried])
-    xs = [v.at(v.axis - 1) if v.kind in HAS_AXIS else v for v in values[consts + carried :]]
+    xs = [FREE if v in places else v.at(v.axis - 1) if v.kind in HAS_AXIS else v for v in entering]
     outs: list[Value] = []
     for _ in range(len(carry) + 2):
         outs = analysis.run(closed.jaxpr, [*[FREE] * len(closed.consts), *values[:consts], *carry, *xs])
@@ -78,7 +80,7 @@ def _scan(analysis, eqn, values):
             break
         carry = joined
     ys = [v.at(v.axis + 1) if v.kind in HAS_AXIS else v for v in outs[carried:]]
-    return [*carry, *ys]
+    return [*carry, *[places[0] if places and v.kind == "free" else v for v in ys]]
 
 
 def _join(a: Value, b: Value) -> Value:
@@ -105,7 +107,7 @@ def _joined(values: Sequence[Value]) -> Value:
 
 @rule("while")
 def _while(analysis, eqn, values):
-    return FREE if all(value.kind == "free" for value in values) else UNKNOWN
+    return UNKNOWN
 
 
 # --- random numbers -------------------------------------------------------------------------------
@@ -323,6 +325,8 @@ def _dot(analysis, eqn, values):
             else analysis.bad(eqn, f"pairs {analysis.entries}")
         )
     along = [value.at(place) for value, place in zip(values, places, strict=True) if place is not None]
+    if not along:
+        return FREE._replace(power=power)
     if len(along) == 2 and along[0].axis == along[1].axis:
         return analysis.bad(eqn, "combines time steps with their place in the segment")
     return next((value for value in along if value.kind == "along"), along[0])._replace(power=power)
@@ -345,7 +349,7 @@ def _gather(analysis, eqn, values):
             return UNKNOWN
         dims = [d for d in range(len(shape)) if d not in numbers.collapsed_slice_dims + numbers.operand_batching_dims]
         return of.at(numbers.offset_dims[dims.index(of.axis)])
-    return at.at(kept[at.axis]) if at.kind in HAS_AXIS else FREE
+    return at.at(kept[at.axis])
 
 
 @rule("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter-min", "scatter-max")
@@ -353,7 +357,7 @@ def _scatter(analysis, eqn, values):
     of, numbers = values[0], eqn.params["dimension_numbers"]
     if of.kind in HAS_AXIS and of.axis in numbers.scatter_dims_to_operand_dims:
         return analysis.bad(eqn, f"changes single {analysis.entries}")
-    return FREE if all(value.kind == "free" for value in values) else UNKNOWN
+    return UNKNOWN
 
 
 @rule("dynamic_update_slice")

@@ -270,12 +270,11 @@ def _runs(run: Callable[..., list[Array]], lengths: list[int]) -> tuple[dict[int
 @partial(jax.jit, static_argnums=(0, 1))
 def _loss(plan: Plan, reduction: str, operands: Sequence[Array]) -> Array:
     """The value of `hypr_value_and_grad`, without a gradient."""
-    steps = plan.length * plan.full + plan.rest
 
     def segment(carry, start, last):
         program, _, given = plan.segment(operands, start, last)
         (loss, *_), carry, _ = _program.evaluate(program, None, given, carry)
-        return carry, loss * (plan.steps(last) / steps if reduction == "mean" else 1.0)
+        return carry, loss * plan.weight(last, reduction)
 
     program, _, given = plan.segment(operands, 0, False)
     _, full, last = _sequence.scan(plan, segment, _program.rest(program, None, given))

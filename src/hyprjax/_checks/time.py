@@ -90,7 +90,12 @@ def check(
         if loss.kind != "sum" or loss.power is None or other is None:
             return None
         return {0: "sum", -1: "mean"}.get(loss.power, "neither")
-    for value, axis in zip(found, results, strict=True):
+    for i, (value, axis) in enumerate(zip(found, results, strict=True)):
+        if value.kind == "along" and value.axis != axis:
+            raise ValueError(
+                f"{name}: time is axis {value.axis} of output {i} of the function, not axis {axis}; set "
+                "out_time_axis, to an int or a pytree of one for each output"
+            )
         if value.kind in ("bad", "sum"):
             raise ValueError(_message(name, "an output", value.reason or "is a sum over the steps of a segment"))
         if value.kind in HAS_AXIS and value.axis == axis and value.kind == "place":

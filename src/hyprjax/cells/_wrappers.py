@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from hyprjax._cell import Cell, Init, draw, emit, zeros_state
+from hyprjax._cell import Cell, Init, draw, emit, is_cell, zeros_state
 from hyprjax._checks.arguments import positive_int
 from hyprjax.cells._parameters import decay_of, keep_time_constants, time_constant
 
@@ -36,8 +36,9 @@ def filtered(cell: Cell, tau: Init = 20.0, *, recurrent: str = "output") -> Cell
       A `Cell` with the weights and the ports of `cell`.
 
     Raises:
-      ValueError: `tau` is out of range, `recurrent` is neither `"output"` nor `"spikes"`, or `cell` has an output of
-        several parts.
+      TypeError: `cell` is not a cell.
+      ValueError: `tau` is out of range, or `recurrent` is neither `"output"` nor `"spikes"`; when it is run, if the
+        output of `cell` has several parts.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -46,6 +47,7 @@ def filtered(cell: Cell, tau: Init = 20.0, *, recurrent: str = "output") -> Cell
       >>> hj.unroll(cell, params, jnp.ones((50, 2))).shape
       (50, 3)
     """
+    is_cell("filtered", cell)
     time_constant("filtered", "tau", tau)
     if recurrent not in ("output", "spikes"):
         raise ValueError(f'filtered: recurrent must be one of "output" and "spikes", got {recurrent!r}')
@@ -91,6 +93,9 @@ def with_state(cell: Cell) -> Cell:
     Returns:
       A `Cell`.
 
+    Raises:
+      TypeError: `cell` is not a cell.
+
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
       >>> cell = hj.lif()
@@ -99,6 +104,7 @@ def with_state(cell: Cell) -> Cell:
       >>> state["v"].shape
       (50, 3)
     """
+    is_cell("with_state", cell)
 
     def step(neuron, state, current):
         state, output = cell.step(neuron, state, current)
@@ -134,8 +140,8 @@ def refractory(cell: Cell, steps: int) -> Cell:
       A `Cell`.
 
     Raises:
-      TypeError: `steps` is not an int, or `step` of `cell` does not take `may_spike`.
-      ValueError: `steps` is not positive.
+      TypeError: `cell` is not a cell, `steps` is not an int, or `step` of `cell` does not take `may_spike`.
+      ValueError: `steps` is not positive; when it is run, if the layer's dtype cannot count to `steps + 1`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
@@ -149,6 +155,7 @@ def refractory(cell: Cell, steps: int) -> Cell:
       Bellec et al. 2020, A solution to the learning dilemma for recurrent networks of spiking
       neurons, https://doi.org/10.1038/s41467-020-17236-y
     """
+    is_cell("refractory", cell)
     steps = positive_int("refractory: steps", steps)
     if "may_spike" not in inspect.signature(cell.step).parameters:
         raise TypeError(
@@ -157,6 +164,8 @@ def refractory(cell: Cell, steps: int) -> Cell:
         )
 
     def rest(neuron, batch_shape, dtype):
+        if steps + 1 > 2 ** (jnp.finfo(dtype).nmant + 1):
+            raise ValueError(f"refractory: {jnp.dtype(dtype)} cannot count {steps} steps; make the layer float32")
         return {"cell": cell.rest(neuron, batch_shape, dtype), **zeros_state("wait")(neuron, batch_shape, dtype)}
 
     def step(neuron, state, current):
