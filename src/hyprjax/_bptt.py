@@ -48,11 +48,11 @@ def bptt(
       check: whether a model that mixes time steps is refused, see `hypr`.
 
     Returns:
-      A function with the arguments, the value and the gradient of `fn`; reverse mode only.
+      A function with the arguments, the value and the gradient of `fn`; reverse mode only, and once.
 
     Raises:
       ValueError: as `hypr`.
-      TypeError: as `hypr`.
+      TypeError: as `hypr`, second derivatives among them.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj

@@ -91,8 +91,9 @@ def hypr(
     Raises:
       ValueError: an unknown option; when called, an output without the time axis, `xs` that are empty or differ in
         length, an `unroll` over other steps than those of its segment or where it cannot be given a carry
-        (`jax.lax.cond`, `jax.lax.while_loop`, `jax.custom_vjp`, `jax.shard_map`).
-      TypeError: a segment length or time axis that is not an int.
+        (`jax.lax.cond`, `jax.lax.while_loop`, `jax.custom_vjp`, `jax.shard_map`), an `init` of `scan` that depends on
+        `params`.
+      TypeError: a segment length or time axis that is not an int; a second derivative.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, hyprjax as hj
@@ -197,7 +198,8 @@ def hypr_stream(
     Raises:
       ValueError: an unknown option, or, when called, data that does not fit (see `unroll`), or a
         loss without `unroll` or with an `unroll` under a nested transformation.
-      TypeError: when called, a loss that is not a real scalar, parameters that are not floating.
+      TypeError: when called, a loss that is not a real scalar, parameters that are not floating, a derivative of the
+        loss or the gradient.
 
     Examples:
       >>> import jax, jax.numpy as jnp, hyprjax as hj
