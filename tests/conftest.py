@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",  # eight devices on two busy cores wait long
         *(["--xla_cpu_use_fusion_emitters=false"] if jaxlib_version < (0, 11) else []),
     ]
 )

@@ -448,6 +448,44 @@ def test_what_is_no_cell():
             wrapper(hj.lif)
 
 
+@pytest.mark.parametrize(
+    "transform", [hj.hypr, hj.bptt, hj.hypr_grad, hj.hypr_value_and_grad, hj.hypr_stream, hj.stream]
+)
+def test_what_is_no_function(params, transform):
+    with refuses(TypeError, "must be given a function (params, xs, ...)", "dict"):
+        transform(params)
+
+
+def test_options_that_would_be_ignored():
+    with refuses(ValueError, "chunk_length", 'scan="sequential"'):
+        hj.hypr(loss_fn, scan="sequential", chunk_length=5)
+    with refuses(ValueError, "trace_rank=3", 'traces="factored"'):
+        hj.hypr_grad(loss_fn, trace_rank=3)
+
+
+@pytest.mark.parametrize("inputs", [None, "spikes", {"inputs": XS}])
+def test_inputs_that_are_no_array(params, inputs):
+    with refuses((TypeError, ValueError), "unroll: inputs"):
+        hj.unroll(CELL, params, inputs)
+
+
+@pytest.mark.parametrize(
+    "weights", ["orthogonal", hj.weights.heterogeneous, lambda key, n_in, n_out: jnp.ones((n_in, n_out))]
+)
+def test_init_layer_weights(weights):
+    with refuses(TypeError, "init_layer: weights must be a function (key, n_in, n_out) -> (w_in, w_rec)"):
+        hj.init_layer(jax.random.key(0), CELL, 4, 3, weights=weights)
+
+
+def test_init_layer_key_and_a_number_as_text():
+    with refuses(TypeError, "init_layer: key", "jax.random.key(0)"):
+        hj.init_layer(0, CELL, 4, 3)
+    with refuses(ValueError, "lif: tau must be a number", "'20'"):
+        hj.lif(tau="20")
+    with refuses(TypeError, "shardings: mesh", "NoneType"):
+        hj.shardings(None, {})
+
+
 def test_init_layer_numbers():
     with refuses(TypeError, "init_layer: dtype", "float32", "int"):
         hj.init_layer(jax.random.key(0), CELL, 4, 3, dtype=int)

@@ -57,8 +57,8 @@ def test_the_carry_grows_with_the_sum_of_the_axes_instead_of_their_product():
     xs, sizes = jnp.ones((5, 2, 100)), {}
     params = hj.init_layer(jax.random.key(0), cell, 100, 300, recurrent=True)
     loss_fn = lambda params, x: hj.unroll(cell, params, x).mean()  # noqa: E731
-    for traces in ("full", "factored"):
-        carry = jax.eval_shape(hj.hypr_stream(loss_fn, traces=traces, trace_rank=2).init, params, xs)
+    for traces, rank in (("full", 1), ("factored", 2)):
+        carry = jax.eval_shape(hj.hypr_stream(loss_fn, traces=traces, trace_rank=rank).init, params, xs)
         sizes[traces] = sum(leaf.size for leaf in jax.tree.leaves(carry[0].traces.synapses))
     rows = 408  # 100 + 300 + 1, filled up to a multiple of 8
     assert sizes == {"full": 2 * 2 * rows * 300, "factored": 2 * 2 * 2 * (rows + 300)}

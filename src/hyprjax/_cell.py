@@ -178,7 +178,7 @@ def init_layer(
 
     Raises:
       ValueError: `n_in` or `n_out` is not a positive int, or `gain` is not a positive, finite number.
-      TypeError: `cell` is not a cell, or `dtype` not one of real floats.
+      TypeError: `key` is no key, `cell` no cell, `dtype` not one of real floats, or `weights` no function as described.
 
     Examples:
       >>> import jax, hyprjax as hj
@@ -187,6 +187,8 @@ def init_layer(
       {'bias': (36,), 'neuron': {'b_offset': (36,), 'omega': (36,)}, 'w_in': (4, 36), 'w_rec': (36, 36)}
     """
     is_cell("init_layer", cell)
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"init_layer: key must be a key, as jax.random.key(0) makes it, got {key!r:.60}")
     with_inputs = [port for port in cell.ports if (port, "w_in") not in cell.lacks]
     if isinstance(n_in, dict) and not (n_in and n_in.keys() <= set(with_inputs)):
         raise ValueError(
@@ -221,7 +223,13 @@ def _synapses(
     weights: WeightsFn, key: PRNGKeyArray, n_in: int | None, n_out: int, gain: Any, recurrent: bool, bias: bool
 ) -> dict[str, Array]:
     """Of one port, which may have no inputs."""
-    w_in, w_rec = weights(key, n_in or n_out, n_out)
+    try:
+        w_in, w_rec = weights(key, n_in or n_out, n_out)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "init_layer: weights must be a function (key, n_in, n_out) -> (w_in, w_rec), as "
+            f"hj.weights.glorot_uniform is one, got {getattr(weights, '__name__', repr(weights))}: {error}"
+        ) from error
     drawn = {"w_in": gain * w_in if n_in else None, "w_rec": w_rec if recurrent else None}
     drawn["bias"] = jnp.zeros(n_out) if bias else None
     return {part: value for part, value in drawn.items() if value is not None}

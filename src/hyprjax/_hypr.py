@@ -212,6 +212,7 @@ def hypr_stream(
       ...     (loss, grads), carry = learner.value_and_grad(params, carry, segment)
       ...     params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
     """
+    arguments.function("hypr_stream", loss_fn)
     options = _options(recurrent_credit, scan, chunk_length, trace_dtype, traces, trace_rank)
 
     def init(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> tuple[Carry, ...]:
@@ -313,6 +314,7 @@ def hypr_value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
+    arguments.function("hypr_grad", loss_fn)
     arguments.choice("reduction", reduction, (None, "mean", "sum"))
     length = arguments.positive_int("segment_length", segment_length, optional=True)
     options = _options(recurrent_credit, scan, chunk_length, trace_dtype, traces, trace_rank)
@@ -495,6 +497,10 @@ def _options(
     arguments.choice("traces", traces, ("full", "factored"))
     rank = arguments.positive_int("trace_rank", trace_rank)
     length = arguments.positive_int("chunk_length", chunk_length, optional=True)
+    if length and scan == "sequential":
+        raise ValueError('chunk_length is of scan="associative" and "auto"; scan="sequential" has no chunks')
+    if rank > 1 and traces == "full":
+        raise ValueError(f'trace_rank={rank} is of traces="factored"; traces="full" have none')
     rank = rank if traces == "factored" else None
     return Options(scan, length, recurrent_credit, arguments.trace_dtype(trace_dtype), rank)
 

@@ -195,6 +195,7 @@ def wrap(
     **options: Any,
 ) -> Callable[..., PyTree]:
     """The model `fn` by `run(plan, axes, *operands)`; `options` are those of `model`."""
+    arguments.function(name, fn)
 
     @wraps(fn)
     def wrapped(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:

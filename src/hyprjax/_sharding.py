@@ -39,6 +39,7 @@ def shardings(
       to `NamedSharding(mesh, PartitionSpec(None, batch))`.
 
     Raises:
+      TypeError: `mesh` is none.
       ValueError: the mesh has neither axis.
 
     Examples:
@@ -52,6 +53,8 @@ def shardings(
       >>> of_params["w_in"].spec, of_carry[0].traces.synapses[0].spec
       (P(None, 'neurons'), P('batch', None, 'neurons'))
     """
+    if not hasattr(mesh, "axis_names"):
+        raise TypeError(f"shardings: mesh must be a mesh, as jax.make_mesh makes it, got {type(mesh).__name__}")
     if not {batch, neurons} & set(mesh.axis_names):
         raise ValueError(
             f"shardings: the mesh has the axes {mesh.axis_names}, but neither {batch!r} nor {neurons!r}; name its axes "

@@ -104,6 +104,7 @@ def stream(fn: Callable[..., Any], *, time_axis: Any = 0) -> Stream:
       >>> bool((jnp.concatenate([first, rest]) == hj.unroll(cell, params, x)).all())
       True
     """
+    arguments.function("stream", fn)
 
     def init(params: PyTree, x: PyTree, *args: Any, **kwargs: Any) -> tuple[Carry, ...]:
         call = _sequence.call(fn, time_axis, params, x, args, kwargs)

@@ -30,6 +30,12 @@ def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def function(transform: str, fn: Any) -> None:
+    """Refuses what a transform cannot call."""
+    if not callable(fn):
+        raise TypeError(f"{transform} must be given a function (params, xs, ...), got a {type(fn).__name__}")
+
+
 def positive_int(name: str, value: Any, *, optional: bool = False) -> Any:
     """The int that `value` is, Python's or NumPy's, of at least 1; None too if it is `optional`."""
     if value is None and optional:
@@ -295,7 +301,10 @@ def _ports_of(cell: Cell, params: Params, inputs: PyTree) -> None:
 
 
 def _signal(name: str, inputs: Any) -> Array:
-    inputs = jnp.asarray(inputs)
+    try:
+        inputs = jnp.asarray(inputs)
+    except (TypeError, ValueError):
+        raise TypeError(f"unroll: {name} must be an array [T, *batch, n_in], got {type(inputs).__name__}") from None
     if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
         raise TypeError(f"unroll: {name} are {inputs.dtype}; pass real inputs, for example real and imaginary parts")
     if inputs.ndim < 2:

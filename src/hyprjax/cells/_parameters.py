@@ -52,7 +52,7 @@ def keep_time_constants(*names: str) -> ProjectFn:
 def number_of(value: Any) -> float | None:
     """The number that `value` is, as Python's own, which leaves the dtype of arrays alone; None if it is none."""
     try:
-        return float(value) if np.ndim(value) == 0 else None
+        return float(value) if np.ndim(value) == 0 and not isinstance(value, str | bytes) else None
     except (TypeError, ValueError):
         return None
 
