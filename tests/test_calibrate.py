@@ -76,7 +76,7 @@ def test_gain_scales_the_input_weights_alone():
     plain, scaled = (layer_of(CELLS["brf"], INPUTS["normal"], gain=gain) for gain in (1.0, 100.0))
     assert jnp.allclose(scaled.pop("w_in"), 100 * plain.pop("w_in"))
     assert_equal(scaled, plain)
-    with pytest.raises(ValueError, match=r"init_layer: gain must be a positive number, got -1\.0"):
+    with pytest.raises(ValueError, match=r"init_layer: gain must be a positive, finite number, got -1\.0"):
         layer_of(CELLS["brf"], INPUTS["normal"], gain=-1.0)
 
 
