@@ -553,3 +553,23 @@ def test_an_exception_in_the_loss_leaves_no_frame(params):
         with pytest.raises(RuntimeError, match="user's own"):
             grad(params, XS)
     assert jnp.isfinite(loss_fn(params, XS))
+
+
+def test_a_time_axis_of_numpy_is_that_of_the_outputs(params):
+    model = lambda params, x: hj.unroll(CELL, params, x.swapaxes(0, 1)).swapaxes(0, 1)  # noqa: E731
+    x = jnp.ones((3, 9, 4))
+    outputs = hj.hypr(model, segment_length=3, time_axis=np.int64(1))(params, x)
+    assert_equal(outputs, model(params, x))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(jnp.bfloat16, {"trace_dtype": jnp.float32}), (jnp.float32, {"traces": "factored", "trace_rank": 99})],
+)
+def test_traces_wider_than_the_layer_needs(params, dtype, options):
+    layer = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    grads = [hj.hypr_grad(loss_fn, segment_length=5, **own)(layer, jnp.asarray(XS, dtype)) for own in ({}, options)]
+    for plain, wide in zip(*map(jax.tree.leaves, grads), strict=True):
+        assert wide.dtype == dtype
+        assert jnp.allclose(plain.astype(float), wide.astype(float), rtol=0.05, atol=1e-3)
+        assert jnp.isfinite(wide).all()
