@@ -132,8 +132,7 @@ def plan(
 
     (program, closed_over), (last, also_closed_over) = trace(length), trace(rest or length)
     if check and name != "bptt":
-        of_params = [i < call.of_params for i in range(len(call.operands))]
-        start.check(name, program.jaxpr, [*[False] * len(closed_over), *of_params])
+        start.check(name, program.jaxpr, call.of_params)
     reduction = _followed(name, call, trace, length, rest, results) if check and length < call.steps else None
     of_full, of_last = takes(closed_over), takes(also_closed_over)
     axes = (*call.axes, *[None] * len(constants))
@@ -166,7 +165,7 @@ def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program,
         time.check(name, program, axes, call.steps, "anything", segments=False)
     of_params = range(len(closed_over), len(closed_over) + call.of_params)
     if check:
-        start.check(name, program.jaxpr, [i in of_params for i in range(len(closed_over) + len(call.operands))])
+        start.check(name, program.jaxpr, call.of_params)
     return program, [*closed_over, *call.operands], tuple(of_params)
 
 

@@ -231,11 +231,11 @@ def layer(
             f"got {got}"
         )
     params, inputs = _plain(params), _plain(inputs)
-    for name in ("w_in", "bias", "w_rec"):
-        for key, part in params[name].items() if isinstance(params.get(name), dict) else [("", params.get(name, 0))]:
-            if part is None:
-                at = f'["{name}"]["{key}"]' if key else f'["{name}"]'
-                raise ValueError(f"unroll: params{at} is None; leave the key out for a layer without it")
+    synapses = {name: part for name, part in params.items() if name != "neuron"}
+    for path, part in tree_leaves_with_path(synapses, is_leaf=lambda part: part is None):
+        if part is None:
+            at = keystr(path).replace("'", '"')
+            raise ValueError(f"unroll: params{at} is None; leave the key out for a layer without it")
     _ports_of(cell, params, inputs)
     floating("params", params)
     if isinstance(inputs, dict):

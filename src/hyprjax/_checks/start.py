@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from hyprjax._checks.axis import ENTERED
 
 
-def check(name: str, jaxpr: jec.Jaxpr, trained: Sequence[bool]) -> list[bool]:
-    """Refuses an `init` that depends on an operand (constants first) which is `trained`.
-
-    Returns:
-      Which results depend on one.
+def check(name: str, jaxpr: jec.Jaxpr, of_params: int) -> None:
+    """Refuses an `init` that depends on one of the first `of_params` operands behind the constants.
 
     Raises:
       ValueError: with what to do instead.
     """
+    _follow(name, jaxpr, [False] * len(jaxpr.constvars) + [i < of_params for i in range(len(jaxpr.invars))])
+
+
+def _follow(name: str, jaxpr: jec.Jaxpr, trained: Sequence[bool]) -> list[bool]:
+    """Which results depend on what is trained; constants are first among the operands."""
     depends: dict[Any, bool] = dict(zip([*jaxpr.constvars, *jaxpr.invars], trained, strict=True))
     for eqn in jaxpr.eqns:
         ins = [not isinstance(v, jec.Literal) and depends[v] for v in eqn.invars]
@@ -31,7 +33,7 @@ def check(name: str, jaxpr: jec.Jaxpr, trained: Sequence[bool]) -> list[bool]:
                 "one that is"
             )
         if inner is not None and what != "scan":
-            outs = check(name, getattr(inner, "jaxpr", inner), [*[False] * len(getattr(inner, "consts", ())), *ins])
+            outs = _follow(name, getattr(inner, "jaxpr", inner), [*[False] * len(getattr(inner, "consts", ())), *ins])
         else:
             outs = [any(ins) and what != "stop_gradient"] * len(eqn.outvars)
         depends |= {v: out and _real(v.aval) for v, out in zip(eqn.outvars, outs, strict=True)}
