@@ -55,7 +55,7 @@ def markdown(header, rows):
 
 
 def spread(mean, deviation):
-    return f"{mean:.2f} ± {deviation:.2f}"
+    return f"{mean:.2f} ± {deviation:.2f}" if deviation else f"{mean:.2f}"
 
 
 def seeds_of(rows):
@@ -115,20 +115,20 @@ def online_table(rows):
 
 
 def mnist_table(rows):
-    """Order of the pixels x rule x learning rate x passes."""
+    """Order of the pixels x neurons x rule x learning rate x passes."""
     lines = []
     for row in rows:
-        row["rate"] = option(row, "learning-rate", "0.01")
+        row["rate"], row["neurons"] = option(row, "learning-rate", "0.01"), option(row, "neurons", "256")
         row["order"] = row["task"].split()[0]
-    for (order, rule, rate, epochs, length), own in group(
-        rows, "order", "rule", "rate", "epochs", "segment_length"
+    for (order, neurons, rule, rate, epochs, length), own in group(
+        rows, "order", "neurons", "rule", "rate", "epochs", "segment_length"
     ).items():
         every = f"{length} steps" if rule.endswith("online") else "784 steps"
-        parts = [f"{accuracy(own, of)[0]:.2f}" for of in ("test_accuracy", "last_accuracy", "valid_accuracy")]
+        parts = [spread(*accuracy(own, of)) for of in ("test_accuracy", "last_accuracy", "valid_accuracy")]
         cost = f"{float(own[0]['seconds_per_epoch']):.0f}", own[0]["memory_mb"], seeds_of(own), own[0]["commit"]
-        lines.append((order, NAMES[rule], every, rate, epochs, *parts, *cost))
-    header = "pixels | rule | update every | learning rate | passes | test accuracy, % | last epoch, % | validation, %"
-    return markdown(f"{header} | s/epoch | memory, MB | seeds | commit", lines)
+        lines.append((order, neurons, NAMES[rule], every, rate, epochs, *parts, *cost))
+    header = "pixels | neurons | rule | update every | learning rate | passes | test accuracy, % | last epoch, %"
+    return markdown(f"{header} | validation, % | s/epoch | memory, MB | seeds | commit", lines)
 
 
 def digits_table(rows):
