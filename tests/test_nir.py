@@ -298,6 +298,17 @@ def test_what_nir_cannot_hold_is_refused():
         to_nir([make("lif")[0][0], make("lif")[0][0]])
 
 
+def test_a_filter_with_another_recurrence_is_refused():
+    def layer(back, recurrent):
+        cell = hj.filtered(hj.leaky_integrator(), recurrent=back)
+        return cell, hj.init_layer(jax.random.key(0), cell, 3, 4, recurrent=recurrent)
+
+    with pytest.raises(ValueError, match=r"w_rec carries back what is not filtered, .*recurrent=\"output\""):
+        to_nir([layer("spikes", True)])
+    for right in (layer("spikes", False), layer("output", True)):
+        to_nir([right])
+
+
 def test_parameters_that_are_not_those_of_a_layer_are_refused():
     (cell, params), (_, readout) = make("lif", "leaky_integrator")[0]
     ensemble = jax.vmap(lambda key: hj.init_layer(key, cell, 5, 7))(jax.random.split(jax.random.key(0), 3))

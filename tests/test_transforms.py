@@ -302,3 +302,50 @@ def test_a_reset_ends_what_a_broken_sensor_did(scan):
     chex.assert_tree_all_finite(carries["broken"])
     assert_close(carries["broken"], carries["healthy"])
     assert_close(grads["broken"], grads["healthy"])
+
+
+@pytest.mark.parametrize(("layer_dtype", "trace_dtype"), [("bfloat16", jnp.float32), ("float32", jnp.float64)])
+@pytest.mark.parametrize("credit", ["none", "segment"])
+@pytest.mark.parametrize("traces", ["full", "factored"])
+def test_wide_traces_leave_gradients_in_the_dtype_of_the_parameters(layer_dtype, trace_dtype, credit, traces):
+    cell, n = hj.alif(), 5
+    layer = hj.init_layer(jax.random.key(0), cell, 3, n, recurrent=True, dtype=jnp.dtype(layer_dtype))
+    xs = jnp.ones((8, 2, 3), layer_dtype)
+
+    def loss_fn(params, xs):
+        masked = {**params, "w_rec": params["w_rec"] * (1 - jnp.eye(n, dtype=layer_dtype))}
+        return hj.unroll(cell, masked, xs).mean()
+
+    options = {"trace_dtype": trace_dtype, "recurrent_credit": credit, "traces": traces}
+    learner = hj.hypr_stream(loss_fn, **options)
+    carry = learner.init(layer, xs[:4])
+    (_, grads), carry = learner.value_and_grad(layer, carry, xs[:4])
+    (_, grads), carry = learner.value_and_grad(layer, carry, xs[4:])
+    model = lambda p, xs: hj.unroll(cell, {**p, "w_rec": jnp.sin(p["w_rec"])}, xs)  # noqa: E731
+    wrapped = hj.hypr(model, segment_length=4, **options)
+    for tree in (
+        grads,
+        hj.hypr_grad(loss_fn, segment_length=4, **options)(layer, xs),
+        jax.grad(lambda p: wrapped(p, xs).sum())(layer),
+    ):
+        chex.assert_trees_all_equal_shapes_and_dtypes(tree, layer)
+
+
+def test_traces_of_float64_are_not_taken_for_the_default():
+    """NumPy's float64 dtype equals None, and so would the options of two learners."""
+    layer = hj.init_layer(jax.random.key(0), hj.lif(), 3, 4, dtype=jnp.float32)
+    xs = jnp.ones((4, 2, 3), jnp.float32)
+    of = lambda dtype: hj.hypr_stream(lambda p, x: hj.unroll(hj.lif(), p, x).mean(), trace_dtype=dtype)  # noqa: E731
+    for wide, dtype in ((jnp.float64, "float64"), (None, "float32"), (jnp.float64, "float64")):
+        learner = of(wide)
+        (_, _), carry = learner.value_and_grad(layer, learner.init(layer, xs), xs)
+        assert {trace.dtype.name for trace in carry[0].traces.synapses} == {dtype}
+
+
+def test_strict_promotion_of_dtypes():
+    layer = hj.init_layer(jax.random.key(0), hj.brf(), 3, 4, recurrent=True, dtype=jnp.float32)
+    xs, model = jnp.ones((8, 2, 3), jnp.float32), lambda p, xs: hj.unroll(hj.brf(), p, xs)
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(False):
+        for wrapped in (hj.hypr(model, segment_length=4), hj.bptt(model, segment_length=4)):
+            chex.assert_tree_all_finite(jax.grad(lambda p, f=wrapped: f(p, xs).mean())(layer))
+        chex.assert_tree_all_finite(hj.hypr_grad(lambda p, xs: model(p, xs).mean(), segment_length=4)(layer, xs))

@@ -213,7 +213,7 @@ def _join(signal: Row, units: list[Row], propagate: bool, reset: Bool[Array, "t 
 
 def _unit(zeros: Array, index: int, k: int) -> list[Array]:
     """A row that is one in the state variable `index`."""
-    return [zeros + (index == c) for c in range(k)]
+    return [zeros + float(index == c) for c in range(k)]
 
 
 def dot(row: Sequence[Array], column: Sequence[Array]) -> Array:

@@ -378,8 +378,10 @@ def _pull_attached(cell, options, residuals, q):
     params, traces = residuals
     q = jax.tree.leaves(q)
     cleared = reduce(operator.and_, [(of_variable == 0).all(-1) for of_variable in q])  # by a reset
-    owed = _owed(cell, options, params, q, _forget(traces, cleared))
-    return jax.tree.map(_sharding.zeros_like, params) | owed, None, None
+    d_params = jax.tree.map(_sharding.zeros_like, params)
+    for part, of_part in _owed(cell, options, params, q, _forget(traces, cleared)).items():
+        d_params[part] = jax.tree.map(lambda d, owed: owed.astype(d.dtype), d_params[part], of_part)
+    return d_params, None, None
 
 
 attach.defvjp(_attach, _pull_attached)
@@ -471,7 +473,7 @@ def _p_stage(cell, options, residuals, cotangents):
     if not options.exact:
         at_start = _forget(traces, None if reset is None else reset[0])
         for part, of_part in _owed(cell, options, params, signal.state, at_start).items():
-            d_params[part] = jax.tree.map(jnp.add, d_params[part], of_part)
+            d_params[part] = jax.tree.map(lambda d, owed: (d + owed).astype(d.dtype), d_params[part], of_part)
     if options.exact:
         before = Carry(jax.tree.unflatten(jax.tree.structure(past.state), signal.state), feedback, None)
         return d_params, d_inputs, before, None, None, None, None

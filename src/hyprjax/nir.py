@@ -165,6 +165,11 @@ def _checked(layers: Iterable[tuple[Cell, Params]]) -> list[tuple[Cell, Params]]
                 "leaky_integrator and filtered(leaky_integrator())); keep its parameters as a checkpoint, or train a "
                 "network of lif or cuba_lif for NIR"
             )
+        if cell.feedback and "w_rec" in params:
+            raise ValueError(
+                f"to_nir: layer {i} is a {cell.name} whose w_rec carries back what is not filtered, but NIR connects "
+                'outputs; use filtered(..., recurrent="output")'
+            )
         shape = np.shape(params["w_in"])
         if len(shape) != 2:
             raise ValueError(
