@@ -573,3 +573,24 @@ def test_traces_wider_than_the_layer_needs(params, dtype, options):
         assert wide.dtype == dtype
         assert jnp.allclose(plain.astype(float), wide.astype(float), rtol=0.05, atol=1e-3)
         assert jnp.isfinite(wide).all()
+
+
+def test_an_array_with_time_that_is_no_xs(params):
+    """What does not fit a segment is JAX's own error, with a note on segments."""
+    targets = jnp.ones((10, 2, 3))
+    closed = lambda p, xs: jnp.square(hj.unroll(CELL, p, xs) - targets).mean()  # noqa: E731
+    after = lambda p, xs, ys: jnp.square(hj.unroll(CELL, p, xs) - ys).mean()  # noqa: E731
+    for loss, args in ((closed, ()), (after, (targets,))):
+        with pytest.raises(TypeError, match="incompatible shapes") as error:
+            hj.hypr_grad(loss, segment_length=5)(params, XS, *args)
+        notes = "\n".join(error.value.__notes__)
+        assert "hypr_grad runs the function on segments of 5 of the 10 time steps" in notes
+        assert "give it in xs" in notes
+
+
+def test_what_a_function_returns_beside_arrays_is_refused(params):
+    model = lambda p, xs: {"spikes": hj.unroll(CELL, p, xs), "name": "lif"}  # noqa: E731
+    with refuses(TypeError, "hypr: the function returns a str at result['name']", "return arrays only"):
+        hj.hypr(model)(params, XS)
+    with refuses(TypeError, "hypr_grad: the function returns a str at result[1]['phase']"):
+        hj.hypr_grad(lambda p, xs: (loss_fn(p, xs), {"phase": "train"}), has_aux=True)(params, XS)

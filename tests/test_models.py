@@ -325,9 +325,14 @@ class Layer(eqx.Module):
     cell: hj.Cell = eqx.field(static=True)
     activation: object = jax.nn.relu
     scale: float = 2.0
+    repeats: int = 2
+    skip: bool = False
 
     def __call__(self, x):
-        return self.activation(self.scale * hj.unroll(self.cell, self.params, x))
+        y = self.scale * hj.unroll(self.cell, self.params, x)
+        for _ in range(self.repeats):
+            y = self.activation(y)
+        return x + y if self.skip else y
 
 
 class Stack(eqx.Module):

@@ -27,6 +27,7 @@ def problem():
         "readout": hj.init_layer(keys[2], READOUT, N, CLASSES),
         "w": jnp.ones((CLASSES, CLASSES)),
         "wide": jnp.ones((LENGTH, N)),
+        "table": jnp.ones((2 * T, CLASSES)),
     }
     params["hidden"]["w_in"] *= 3
     inputs = jax.random.normal(keys[3], (T, B, 4))
@@ -63,6 +64,19 @@ RIGHT = {
     "weights per step": lambda p, x: (ce(net(p, x), x["labels"]) * x["mask"]).mean(),
     "sum over time, then linear": lambda p, x: (net(p, x).mean(0) @ p["w"]).sum() * 2.0 - 0.1 * net(p, x).mean(),
     "penalties": lambda p, x: net(p, x).mean() + 1e-3 * sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(p)),
+    "masked logits": lambda p, x: ce(net(p, x).at[..., 0].set(-9.0), x["labels"]).sum(),
+    "a class more": lambda p, x: ce(jnp.zeros((len(x["labels"]), B, 4)).at[..., 1:].set(net(p, x)), x["labels"]).sum(),
+    "logits put into zeros": lambda p, x: ce(
+        jax.lax.dynamic_update_slice(jnp.zeros((len(x["labels"]), B, 4)), net(p, x), (0, 0, 1)), x["labels"]
+    ).mean(),
+    "a bias added": lambda p, x: ce(net(p, x).at[..., 1].add(p["w"][0, 0]), x["labels"]).mean(),
+    "branches": lambda p, x: ce(jnp.stack([net(p, x), 2 * net(p, x)], 1).max(1), x["labels"]).sum(),
+    "terms stacked": lambda p, x: jnp.stack([net(p, x).mean(), spikes(p, x).mean()]) @ jnp.array([1.0, 0.1]),
+    "sums joined": lambda p, x: jnp.concatenate([net(p, x).sum((0, 1)), spikes(p, x).sum((0, 1))]).sum(),
+    "a map over time": lambda p, x: jax.lax.map(lambda of: ce(of[0], of[1]).mean(), (net(p, x), x["labels"])).mean(),
+    "a loop": lambda p, x: ce(jax.lax.fori_loop(0, 3, lambda i, y: jnp.tanh(y) + y, net(p, x)), x["labels"]).sum(),
+    "a table of rates": lambda p, x: (net(p, x) * p["wide"][:1, 0]).mean(),
+    "ones at every step": lambda p, x: (net(p, x) * (jnp.ones((len(x["labels"]), 1, 2)) @ jnp.ones((2, 3)))).mean(),
     "vmap over the batch": lambda p, x: jax.vmap(
         lambda i, label: ce(hj.unroll(READOUT, p["readout"], hj.unroll(CELL, p["hidden"], i)), label), 1, 1
     )(x["inputs"], x["labels"]).mean(),
@@ -187,6 +201,54 @@ WRONG = {
     ),
     "stride and repeat": (lambda p, x: net(p, x, lambda z: jnp.repeat(z[::2], 2, axis=0)).mean(), ""),
     "a step set": (lambda p, x: net(p, x).at[0].set(0.0).mean(), ""),
+    "last step behind a mask": (lambda p, x: net(p, x).at[..., 0].set(-9.0)[-1].mean(), "slice"),
+    "last step of branches": (lambda p, x: jnp.stack([net(p, x)] * 2)[:, -1].mean(), "slice"),
+    "weights from linspace": (
+        lambda p, x: (jnp.linspace(0, 1, len(x["labels"]))[:, None] * x["mask"] * net(p, x)[..., 0]).mean(),
+        "place",
+    ),
+    "weights from a product": (
+        lambda p, x: (jnp.cumprod(jnp.full(len(x["labels"]), 0.9))[:, None, None] * net(p, x)).mean(),
+        "place",
+    ),
+    "weights from a scan": (
+        lambda p, x: (
+            jax.lax.scan(lambda c, _: (0.9 * c, c), 1.0, None, len(x["labels"]))[1][:, None, None] * net(p, x)
+        ).mean(),
+        "place",
+    ),
+    "weight of the last step": (
+        lambda p, x: (jnp.zeros(len(x["labels"])).at[-1].set(1.0)[:, None, None] * net(p, x)).mean(),
+        "place",
+    ),
+    "a table, cut": (lambda p, x: (net(p, x) + p["table"][: len(x["labels"]), None]).mean(), "place"),
+    "a table, cut dynamically": (
+        lambda p, x: (net(p, x) * jax.lax.dynamic_slice_in_dim(p["table"], 0, len(x["labels"]))[:, None]).mean(),
+        "place",
+    ),
+    "steps before each step": (
+        lambda p, x: jnp.einsum("ts,sbc->tbc", jnp.tril(jnp.ones((len(x["labels"]),) * 2)), net(p, x)).mean(),
+        "dot_general",
+    ),
+    "pooled by class": (
+        lambda p, x: jnp.square(jax.ops.segment_sum(net(p, x)[:, 0], x["labels"][:, 0], 3)).sum(),
+        "sum over time",
+    ),
+    "the last one of a class": (
+        lambda p, x: jnp.zeros((3, CLASSES)).at[x["labels"][:, 0]].set(net(p, x)[:, 0]).mean(),
+        "scatter",
+    ),
+    "determinant of correlations": (
+        lambda p, x: jnp.linalg.slogdet(jnp.einsum("tbc,tbd->cd", net(p, x), net(p, x)) + jnp.eye(CLASSES))[1],
+        "sum over time",
+    ),
+    "a loop as long as a sum is small": (
+        lambda p, x: (
+            net(p, x).mean()
+            + jax.lax.while_loop(lambda c: c < 3, lambda c: c + 1, jax.lax.stop_gradient(net(p, x).sum()))
+        ),
+        "while",
+    ),
     "two sums multiplied": (lambda p, x: net(p, x).mean() * spikes(p, x).mean(), "sum over time"),
     "logarithm of a sum": (lambda p, x: jnp.log1p(spikes(p, x).sum()), "sum over time"),
 }
@@ -282,11 +344,34 @@ def test_models_that_mix_time_between_layers_are_refused(problem, name, wrap):
         lambda y: y * jnp.arange(len(y))[:, None, None],
         lambda y: jax.random.normal(KEY, y.shape) + y,
         lambda y: jnp.broadcast_to(y.mean(0), y.shape),
+        lambda y: y / len(y),
+        lambda y: y * len(y) ** -0.5,
+        lambda y: y.at[..., 0].set(0.0)[::-1],
     ],
 )
 def test_outputs_that_mix_time_are_refused(problem, of, wrap):
     with pytest.raises(ValueError, match=f"{wrap.__name__}: an output is not the same"):
         trace(wrap(lambda p, x: of(net(p, x)), segment_length=LENGTH), *problem)
+
+
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+def test_inputs_scaled_by_the_length_are_refused(problem, wrap):
+    with pytest.raises(ValueError, match=r"what enters unroll .* it depends on the number of steps of a segment"):
+        trace(wrap(lambda p, x: net(p, x, lambda z: z * len(z)), segment_length=LENGTH), *problem)
+
+
+def test_what_cannot_be_told_is_asked_for(problem):
+    """A callback is not followed, and may be anything of its operands."""
+    outside = lambda y: jax.pure_callback(lambda y: y.sum(0), jax.ShapeDtypeStruct(y.shape[1:], y.dtype), y)  # noqa: E731
+    loss = lambda p, x: (outside(jax.lax.stop_gradient(net(p, x))) * 0 + net(p, x).sum(0)).sum()  # noqa: E731
+    with pytest.raises(ValueError, match="cannot be told"):
+        trace(hj.hypr_grad(loss, segment_length=LENGTH), *problem)
+    trace(hj.hypr_grad(loss, segment_length=LENGTH, reduction="sum"), *problem)
+
+
+def test_without_the_check_a_sum_is_still_a_sum(problem):
+    of = [hj.hypr_value_and_grad(RIGHT["sum"], segment_length=LENGTH, check=c)(*problem)[0] for c in (True, False)]
+    assert float(of[0]) == float(of[1])
 
 
 def test_metrics_may_do_what_they_like(problem):

@@ -273,18 +273,74 @@ def test_a_trained_start_is_refused_where_the_gradient_misses_it(layer):
 
         return hj.scan(body, jax.jit(lambda start: jnp.tile(start, (B, 1)))(of_start(params["start"])), xs)[1]
 
-    with refuses("hypr: the init of hyprjax.scan depends on params"):
+    with refuses("hypr: the init of hyprjax.scan depends on what is differentiated"):
         hj.hypr(model, segment_length=5)(params, XS)
-    with refuses("hypr_grad: the init of hyprjax.scan depends on params"):
+    with refuses("hypr_grad: the init of hyprjax.scan depends on what is differentiated"):
         hj.hypr_grad(lambda p, xs: model(p, xs).mean())(params, XS)
     learner = hj.hypr_stream(lambda p, xs: model(p, xs).mean())
-    with refuses("hypr_stream: the init of hyprjax.scan depends on params"):
+    with refuses("hypr_stream: the init of hyprjax.scan depends on what is differentiated"):
         learner.value_and_grad(params, learner.init(params, XS), XS)
     fixed = partial(model, of_start=jax.lax.stop_gradient)
     assert_close(hj.hypr(fixed, segment_length=5)(params, XS), model(params, XS))
     grads = [jax.grad(lambda p, f=f: f(p, XS).sum())(params) for f in (model, hj.bptt(model, segment_length=5))]
     assert jnp.abs(grads[1]["start"]).min() > 0
     assert_close(*grads)
+
+
+def test_a_start_that_is_no_parameter_is_exact_with_bptt_and_refused_by_hypr(layer):
+    def model(params, xs, start):
+        def body(z, x):
+            z = hj.step(CELL, params, jnp.concatenate([x, z], -1)) + 0.5 * z
+            return z, z
+
+        return hj.scan(body, start, xs)[1]
+
+    start = jnp.full((B, N), 0.5)
+    of_start = lambda f: jax.grad(lambda s: jnp.square(f(layer, XS, s)).sum())(start)  # noqa: E731
+    assert_close(of_start(model), of_start(hj.bptt(model, segment_length=5)))
+    closed = lambda wrap: lambda p, xs, s: wrap(lambda p, xs: model(p, xs, s))(p, xs)  # noqa: E731
+    assert_close(of_start(model), of_start(closed(hj.bptt)))
+    for wrapped in (hj.hypr(model), closed(hj.hypr)):
+        with refuses("hypr: the init of hyprjax.scan depends on what is differentiated"):
+            of_start(wrapped)
+        assert_close(wrapped(layer, XS, start), model(layer, XS, start))
+    # Made from the data themselves: one segment, as it picks a step.
+    from_data = lambda p, xs: model(p, xs, jnp.tile(xs[0, :, :1], (1, N)))  # noqa: E731
+    of_data = lambda f: jax.grad(lambda xs: jnp.square(f(layer, xs)).sum())(XS)  # noqa: E731
+    assert_close(of_data(from_data), of_data(hj.bptt(from_data, segment_length=len(XS))))
+    assert_close(of_data(from_data), of_data(hj.bptt(from_data, segment_length=5, check=False)))
+
+
+def test_a_trained_start_in_a_scan_over_layers_is_refused(layer):
+    params = {"layers": jax.tree.map(lambda a: jnp.stack([a, a]), layer), "starts": jnp.full((2, B, N), 0.5)}
+
+    def model(params, xs):
+        def of_layer(signal, own):
+            def body(z, x):
+                z = hj.step(CELL, own["layers"], jnp.concatenate([x[..., :M], z], -1)) + 0.5 * z
+                return z, z
+
+            return hj.scan(body, own["starts"], signal)[1], None
+
+        return jax.lax.scan(of_layer, jnp.tile(xs[..., :1], (1, 1, N)), params)[0]
+
+    with refuses("hypr: the init of hyprjax.scan depends on what is differentiated"):
+        hj.hypr(model, segment_length=5)(params, XS)
+
+
+def test_the_last_carry_has_the_credit_of_its_step(layer):
+    def loss(of, params, xs):
+        def body(z, x):
+            z = hj.step(CELL, params, jnp.concatenate([x, z], -1)) + 0.5 * z
+            return z, z
+
+        last, zs = hj.scan(body, jnp.zeros((B, N)), xs)
+        return jnp.square(last if of == "carry" else zs[-1]).sum()
+
+    for credit in ("none", "segment"):
+        grad = lambda of, c=credit: hj.hypr_grad(partial(loss, of), recurrent_credit=c)(layer, XS)  # noqa: E731
+        assert jnp.abs(grad("carry")["w_in"]).max() > 0
+        assert_close(grad("carry"), grad("y"))
 
 
 def test_an_output_of_a_scan_may_be_a_constant():

@@ -121,7 +121,8 @@ def _gradients(plan, axes, wanted, operands, carries, cotangents):
         return segment(state, index * plan.length, False, entering)
 
     (start, total), pieces = jax.lax.scan(full, state, (jnp.arange(plan.full), of_full), reverse=True)
-    total = _of_rest(plan, wanted, operands, start, total)
+    total, timed = _of_rest(plan, wanted, operands, start, total)
+    pieces = [piece.at[0].add(first) for piece, first in zip(pieces, timed, strict=True)]
     return _backward.spread(plan, wanted, operands, total, pieces, last)
 
 
@@ -140,9 +141,9 @@ def _with_floating(carry, floating):
 
 
 def _of_rest(plan, wanted, operands, cotangent, total):
-    """What the state at rest owes to the parameters."""
+    """What the carry before the first step owes to whole operands, added up, and to the first piece of the others."""
     program, takes, given = plan.segment(operands, 0, False)
-    indices, places = _backward.taken(wanted._replace(timed=()), takes)
+    indices, places = _backward.taken(wanted, takes)
     rest = lambda given, _: (_floating(_program.rest(program, None, given)), None)  # noqa: E731
     _, grads, _ = _backward.pull_back(rest, lambda _: cotangent, given, places, ())
-    return _backward.collect(wanted._replace(timed=()), indices, grads, total)[0]
+    return _backward.collect(wanted, indices, grads, total)

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from hyprjax import _backward, _program, _sequence, _sharding
 from hyprjax._backward import Wanted
-from hyprjax._checks import arguments
+from hyprjax._checks import arguments, start
 from hyprjax._program import Program
 from hyprjax._segment import Carry, Options
 from hyprjax._sequence import Plan
@@ -81,7 +81,7 @@ def hypr(
       out_time_axis: the same for the outputs; by default `time_axis` where that is one int, else 0.
       check: whether to refuse a function that is another one for another segment length: one in which something
         between layers or in the outputs mixes or picks time steps, or draws the same random numbers in every segment.
-        What cannot be followed is let through.
+        What cannot be followed, a callback, say, is let through.
 
     Returns:
       A function with the arguments and the value of `fn`. Its derivative with respect to `params`, `args` and `xs`,
@@ -131,6 +131,7 @@ def _forward(options, plan, axes, *operands):
 
 def _pull(options, plan, axes, residuals, cotangents):
     wanted, operands = residuals
+    start.check("hypr", plan.program.jaxpr, [i in {*wanted.whole, *wanted.timed} for i in plan.takes])
     operands = _backward.once("hypr", operands)
     return _gradients(plan.last_apart, options, axes, wanted, operands, _backward.nonzero(cotangents))
 
@@ -277,8 +278,8 @@ def hypr_value_and_grad(
       has_aux: whether `loss_fn` returns `(loss, aux)`; the leaves of `aux` come back stacked, one
         entry per segment.
       reduction: over segments: `"sum"`, or `"mean"`, weighted by their lengths. By default the one that keeps the value
-        of the loss, a sum or a mean over time steps, found by tracing it; `"mean"` where that is not seen, or not
-        looked at (`check=False`).
+        of the loss, a sum or a mean over time steps, found by tracing it; where that cannot be told, an error asks for
+        it (with `check=False`: `"mean"`).
       scan: `"auto"`, `"associative"` or `"sequential"`, see `hypr_stream`.
       chunk_length: see `hypr_stream`.
       trace_dtype: see `hypr_stream`.
@@ -327,7 +328,7 @@ def hypr_value_and_grad(
         for program in (plan.program, plan.last):
             _check_loss(program, has_aux)
         _check_stackable(plan)
-        reduce = reduction_over_segments(reduction, found)
+        reduce = reduction_over_segments(reduction, found, check)
         operands = _backward.once("hypr_grad", operands)
         results, grads = _value_and_grad(plan.last_apart, options, reduce, call.of_params, operands)
         return _loss(plan.last, results, has_aux), jax.tree.unflatten(jax.tree.structure(params), grads)
@@ -515,12 +516,20 @@ def _check_loss(program: Program, has_aux: bool) -> None:
     (arguments.loss_and_aux if has_aux else arguments.loss)(_program.results(program))
 
 
-def reduction_over_segments(asked: str | None, found: str | None) -> str:
+def reduction_over_segments(asked: str | None, found: str | None, check: bool = True) -> str:
     """`"mean"` or `"sum"`, from what the user asks for and what `time.check` finds."""
+    if not check and found not in ("mean", "sum"):
+        return asked or "mean"
     if asked is None and found == "neither":
         raise ValueError(
-            "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, or one without "
-            "time beside a sum, counted once per segment; divide by the number of steps, or set reduction"
+            "hypr_grad: the loss is neither a sum nor a mean over time steps: it has terms of both, one without time "
+            "beside a sum, counted once per segment, or a factor that depends on the number of steps in another way; "
+            "divide by the number of steps, or set reduction"
+        )
+    if asked is None and found == "unknown":
+        raise ValueError(
+            "hypr_grad: whether the loss is a sum or a mean over time steps cannot be told from its operations; set "
+            "reduction to 'sum' or 'mean'"
         )
     return asked or found or "mean"
 

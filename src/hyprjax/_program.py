@@ -237,8 +237,14 @@ def trace(name: str, fn: Callable[..., PyTree], operands: Sequence[Any], steps: 
             f"{name} was called inside a function given to another hyprjax transform; a model has one transform, "
             "around all of its layers: call unroll there instead"
         )
+
+    def outputs(*operands):
+        result = fn(*operands)
+        arguments.outputs(name, result)
+        return result
+
     with _tracing(True):
-        closed, result = jax.make_jaxpr(fn, return_shape=True)(*operands)
+        closed, result = jax.make_jaxpr(outputs, return_shape=True)(*operands)
     tree = jax.tree.structure(result)
     program = Program((fingerprint(closed.jaxpr), tree), closed.jaxpr, tree)
     _check_unrolls(name, closed.jaxpr, steps)

@@ -40,14 +40,14 @@ class Call(NamedTuple):
 
 
 def call(fn: Callable[..., PyTree], time_axis: Any, params: PyTree, xs: PyTree, args: Any, kwargs: Any) -> Call:
-    """Flattens the arguments; what is not an array (and, in `args` and `kwargs`, a Python number) stays as it is."""
+    """Flattens the arguments; what is no array stays as it is, but for floats in `params` and all numbers in `xs`."""
     steps, of_xs = arguments.time_axes(xs, time_axis)
     leaves, tree = jax.tree.flatten((params, xs, args, kwargs))
     before, data = len(jax.tree.leaves(params)), len(of_xs)
     axes = [*[None] * before, *of_xs, *[None] * (len(leaves) - before - data)]
+    array, real, number = jax.Array | np.ndarray | np.generic, float | complex, bool | int | float | complex
     traced = [
-        isinstance(leaf, jax.Array | np.ndarray | np.generic)
-        or (i < before + data and isinstance(leaf, bool | int | float | complex))
+        isinstance(leaf, array | real if i < before else array | number if i < before + data else array)
         for i, leaf in enumerate(leaves)
     ]
 
@@ -112,7 +112,7 @@ def plan(
     """How to run a call in segments of `length`.
 
     With `check`, a program that differs from that of the whole sequence is refused; `results` as in `time.check`, or a
-    function that makes it from the program.
+    function that makes it from the program. Whether a loss is a sum or a mean is looked for with or without.
 
     Returns:
       The plan, its operands (those of the call, then what the function closes over), and what `time.check` finds.
@@ -124,7 +124,15 @@ def plan(
     @cache
     def trace(steps):
         shapes = [_shape(x, axis, steps) for x, axis in zip(call.operands, call.axes, strict=True)]
-        return _program.trace(name, call.fn, shapes, steps)
+        try:
+            return _program.trace(name, call.fn, shapes, steps)
+        except Exception as error:
+            if steps < call.steps and str(call.steps) in str(error):
+                error.add_note(
+                    f"{name} runs the function on segments of {steps} of the {call.steps} time steps. An array with "
+                    "time that it closes over, or takes after xs, stays whole: give it in xs"
+                )
+            raise
 
     def takes(arrays):
         """Constants stand behind the operands of the call: the same array as one of those is not differentiated."""
@@ -132,8 +140,14 @@ def plan(
 
     (program, closed_over), (last, also_closed_over) = trace(length), trace(rest or length)
     if check and name != "bptt":
-        start.check(name, program.jaxpr, call.of_params)
-    reduction = _followed(name, call, trace, length, rest, results) if check and length < call.steps else None
+        start.check(name, program.jaxpr, start.of_params(program.jaxpr, call.of_params))
+    reduction = None
+    if length < call.steps and (check or results == "loss"):
+        try:
+            reduction = _followed(name, call, trace, length, rest, results)
+        except ValueError:
+            if check:
+                raise
     of_full, of_last = takes(closed_over), takes(also_closed_over)
     axes = (*call.axes, *[None] * len(constants))
     return Plan(length, full, rest, program, of_full, last, of_last, axes), [*call.operands, *constants], reduction
@@ -143,14 +157,12 @@ def _followed(name: str, call: Call, trace: Callable[[int], Any], length: int, r
     """What `time.check` finds of a call in segments of `length`; `trace` makes the program of one."""
     length = max(length, 2)  # time along an axis of one step cannot be told from others
     program, closed_over = trace(length)
-    twin = None
-    if results == "loss":
-        other = rest if rest not in (0, 1, length) else length + 1
-        try:
-            twin = trace(other)[0], other
-        except Exception:  # a function that takes no other length; the same errors come from the first trace
-            twin = None
-    elif callable(results):
+    other = rest if rest not in (0, 1, length) else length + 1
+    try:
+        twin = trace(other)[0], other
+    except Exception:  # a function that takes no other length; the same errors come from the first trace
+        twin = None
+    if callable(results):
         results = results(program, length)
     axes = (*[None] * len(closed_over), *call.axes)
     return time.check(name, program, axes, length, results, segments=True, twin=twin)
@@ -165,7 +177,7 @@ def one_segment(name: str, call: Call, *, check: bool = False) -> tuple[Program,
         time.check(name, program, axes, call.steps, "anything", segments=False)
     of_params = range(len(closed_over), len(closed_over) + call.of_params)
     if check:
-        start.check(name, program.jaxpr, call.of_params)
+        start.check(name, program.jaxpr, start.of_params(program.jaxpr, call.of_params))
     return program, [*closed_over, *call.operands], tuple(of_params)
 
 

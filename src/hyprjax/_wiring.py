@@ -398,7 +398,8 @@ def _in_parallel(body, start, layers, options):
 
     at_steps = [OverTime(x) for x in carries], [OverTime(x) for x in body.xs]
     entering = list(zip(layers, after, recorded, strict=True))
-    _, ys, leaving = body(Evaluation(operation, over_time), *at_steps, entering)
+    carries, ys, leaving = body(Evaluation(operation, over_time), *at_steps, entering)
+    carry = [_all_steps(x, steps)[-1] for x in carries]  # equal to that of the S-stage, with credit for its own step
     return carry, [_all_steps(y, steps) for y in ys], [one for one, _ in leaving], [token for _, token in leaving]
 
 

@@ -52,8 +52,8 @@ def positive_int(name: str, value: Any, *, optional: bool = False) -> Any:
     return number
 
 
-def trace_dtype(value: Any) -> Any:
-    """The dtype that `value` names, or None; refuses one that is not real floating."""
+def trace_dtype(value: Any) -> str | None:
+    """The name of the dtype, or None; refuses one that is not real floating: NumPy's float64 equals None."""
     if value is None:
         return None
     try:
@@ -62,7 +62,7 @@ def trace_dtype(value: Any) -> Any:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"trace_dtype must be a floating dtype such as jnp.bfloat16, got {value!r}")
-    return dtype
+    return dtype.name
 
 
 def floating(name: str, tree: PyTree) -> None:
@@ -81,6 +81,18 @@ def floating(name: str, tree: PyTree) -> None:
                 f"{name}{keystr(path)} has dtype {dtype}, but gradients need real floats; "
                 "convert the leaf with jnp.asarray(leaf, jnp.float32) or pass it as an argument after xs"
             )
+
+
+def outputs(name: str, tree: PyTree) -> None:
+    """Refuses what a function returns beside arrays."""
+    for path, leaf in tree_leaves_with_path(tree):
+        try:
+            jnp.result_type(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{name}: the function returns a {type(leaf).__name__} at result{keystr(path)}, but what it returns is "
+                "put together from segments; return arrays only"
+            ) from None
 
 
 def time_axes(xs: PyTree, time_axis: Any) -> tuple[int, list[int | None]]:

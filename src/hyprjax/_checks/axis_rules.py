@@ -15,6 +15,7 @@ from hyprjax._checks.axis import (
     ENTERED,
     FREE,
     HAS_AXIS,
+    OTHER,
     SUM,
     UNKNOWN,
     Analysis,
@@ -64,29 +65,49 @@ def _scan_along_time(analysis, eqn, values):
 
 @rule("scan")
 def _scan(analysis, eqn, values):
-    consts, carried = scan_lengths(eqn)
-    closed = eqn.params["jaxpr"]
-    entering = values[consts + carried :]
-    if any(value.kind == "along" and value.axis == 0 for value in entering):
-        return analysis.bad(eqn, f"runs along {analysis.entries}, and starts anew in every segment")
-    places = [value for value in entering if value.kind == "place" and value.axis == 0]
-    carry = list(values[consts : consts + carried])
-    xs = [FREE if v in places else v.at(v.axis - 1) if v.kind in HAS_AXIS else v for v in entering]
-    outs: list[Value] = []
+    (consts, carried), twin = scan_lengths(eqn), analysis.twin
+    entering, carry = values[consts + carried :], list(values[consts : consts + carried])
+    steps = [value for value in entering if value.kind in HAS_AXIS and value.axis == 0]
+    if any(value.kind == "along" for value in steps):  # as by jax.lax.map, which keeps steps apart
+        beside = [*values[:consts], *(value for value in entering if value not in steps)]
+        if carried or any(value.kind in (*HAS_AXIS, "sum") for value in beside):
+            return analysis.bad(eqn, f"runs along {analysis.entries}, and starts anew in every segment")
+        if any(value.kind == "place" for value in steps):
+            return analysis.bad(eqn, "combines time steps with their place in the segment")
+    elif not steps and twin and twin.params["length"] != eqn.params["length"]:
+        steps = [Value("place")]
+
+    def one_step(value):
+        if value in steps:
+            return FREE._replace(fresh=value.kind == "along", power=value.power)
+        return value.at(value.axis - 1) if value.kind in HAS_AXIS else value
+
+    xs = list(map(one_step, entering))
+    carry, outs = _until_fixed(analysis, eqn, "jaxpr", twin, values[:consts], carry, xs)
+    ys = [v.at(v.axis + 1) if v.kind in HAS_AXIS else v for v in outs[carried:]]
+    return [*carry, *[steps[0]._replace(power=v.power) if steps and v.kind == "free" else v for v in ys]]
+
+
+def _until_fixed(analysis, eqn, body, twin, consts, carry, xs):
+    """What holds of a loop's carry before every step, and the results of its body."""
+    closed, outs = eqn.params[body], []
     for _ in range(len(carry) + 2):
-        outs = analysis.run(closed.jaxpr, [*[FREE] * len(closed.consts), *values[:consts], *carry, *xs])
+        outs = analysis.run(
+            closed.jaxpr, [*[FREE] * len(closed.consts), *consts, *carry, *xs], twin and twin.params[body].jaxpr
+        )
         joined = list(map(_join, carry, outs))
         if joined == carry:
             break
         carry = joined
-    ys = [v.at(v.axis + 1) if v.kind in HAS_AXIS else v for v in outs[carried:]]
-    return [*carry, *[places[0] if places and v.kind == "free" else v for v in ys]]
+    return carry, outs
 
 
 def _join(a: Value, b: Value) -> Value:
     """What holds of both."""
     if a == b or b.kind == "free" or a.kind == "bad":
         return a
+    if a.kind == b.kind == "sum":
+        return a._replace(power=OTHER)
     return b if a.kind == "free" or b.kind == "bad" else UNKNOWN
 
 
@@ -94,7 +115,12 @@ def _join(a: Value, b: Value) -> Value:
 def _cond(analysis, eqn, values):
     if values[0].kind != "free":
         return analysis.bad(eqn, f"chooses by {analysis.entries}") if values[0].kind != "unknown" else UNKNOWN
-    outs = [analysis.run(b.jaxpr, [*[FREE] * len(b.consts), *values[1:]]) for b in eqn.params["branches"]]
+    branches = eqn.params["branches"]
+    twins = analysis.twin.params["branches"] if analysis.twin else [None] * len(branches)
+    outs = [
+        analysis.run(b.jaxpr, [*[FREE] * len(b.consts), *values[1:]], _open(twin))
+        for b, twin in zip(branches, twins, strict=True)
+    ]
     return [_joined(column) for column in zip(*outs, strict=True)]
 
 
@@ -107,7 +133,13 @@ def _joined(values: Sequence[Value]) -> Value:
 
 @rule("while")
 def _while(analysis, eqn, values):
-    return UNKNOWN
+    of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
+    twin, carry = analysis.twin, values[of_body:]
+    carry, _ = _until_fixed(analysis, eqn, "body_jaxpr", twin, values[of_cond:of_body], carry, [])
+    _, (goes_on,) = _until_fixed(analysis, eqn, "cond_jaxpr", twin, values[:of_cond], [], carry)
+    if goes_on.kind == "unknown":
+        return UNKNOWN
+    return carry if goes_on.kind == "free" else analysis.bad(eqn, f"goes on as long as {analysis.entries} say")
 
 
 # --- random numbers -------------------------------------------------------------------------------
@@ -147,9 +179,10 @@ def _broadcast(analysis, eqn, values):
 
 @rule("iota")
 def _iota(analysis, eqn, values):
+    if not analysis.apart:
+        return analysis.made(eqn, FREE)
     dimension = eqn.params["dimension"]
-    whole = shape_of(eqn.outvars[0])[dimension] == analysis.lengths[0]
-    return Value("along" if analysis.apart else "place", dimension) if whole else FREE
+    return Value("along", dimension) if shape_of(eqn.outvars[0])[dimension] == analysis.lengths[0] else FREE
 
 
 @rule("transpose")
@@ -196,7 +229,7 @@ def _reduce(analysis, eqn, values):
     if value.axis not in axes:
         return value.at(value.axis - sum(axis < value.axis for axis in axes))
     if value.kind == "place":
-        return FREE
+        return FREE._replace(power=OTHER if analysis.twin else None)
     return (
         SUM._replace(power=value.power)
         if adds and not analysis.apart
@@ -221,7 +254,8 @@ def _sort(analysis, eqn, values):
 
 @rule("top_k", "approx_top_k")
 def _top_k(analysis, eqn, values):
-    return _unless(analysis, eqn, values[0], [len(shape_of(eqn.invars[0])) - 1], f"along {analysis.entries}")
+    value, last = values[0], len(shape_of(eqn.invars[0])) - 1
+    return FREE if value == Value("place", last) else _unless(analysis, eqn, value, [last], f"along {analysis.entries}")
 
 
 @rule("fft")
@@ -238,7 +272,7 @@ def _unless(analysis: Analysis, eqn: jec.JaxprEqn, value: Value, axes: Sequence[
         return analysis.bad(eqn, "is not linear in a sum over time")
     if value.kind not in HAS_AXIS or value.axis not in axes:
         return value
-    return analysis.bad(eqn, why) if value.kind == "along" else FREE
+    return analysis.bad(eqn, why) if value.kind == "along" else value
 
 
 # --- parts and wholes -----------------------------------------------------------------------------
@@ -249,7 +283,7 @@ def _picked(analysis: Analysis, eqn: jec.JaxprEqn, value: Value, whole: bool) ->
     if value.kind not in HAS_AXIS or whole:
         return value
     if value.kind == "place":
-        return FREE
+        return analysis.made(eqn, FREE)[0]
     return FREE._replace(fresh=True) if _is_key(eqn.invars[0]) else analysis.bad(eqn, f"picks {analysis.entries}")
 
 
@@ -275,15 +309,28 @@ def _dynamic_slice(analysis, eqn, values):
 
 @rule("split")
 def _split(analysis, eqn, values):
-    return _unless(analysis, eqn, values[0], [eqn.params["axis"]], f"cuts {analysis.entries} apart")
+    value, axis = values[0], eqn.params["axis"]
+    return (
+        FREE
+        if value == Value("place", axis)
+        else _unless(analysis, eqn, value, [axis], f"cuts {analysis.entries} apart")
+    )
 
 
 @rule("concatenate")
 def _concatenate(analysis, eqn, values):
-    along = {value for value in values if value.kind in HAS_AXIS}
-    if len(along) != 1 or any(value.kind == "sum" for value in values):
-        return _joined(values) if not along else UNKNOWN
-    return _unless(analysis, eqn, along.pop(), [eqn.params["dimension"]], f"joins along {analysis.entries}")
+    value = analysis.combine(eqn, values)
+    return (
+        value
+        if value.kind == "sum"
+        else _unless(analysis, eqn, value, [eqn.params["dimension"]], f"joins along {analysis.entries}")
+    )
+
+
+@rule("stack")
+def _stack(analysis, eqn, values):
+    value, axis = analysis.combine(eqn, values), eqn.params["axis"]
+    return value.at(value.axis + (value.axis >= axis)) if value.kind in HAS_AXIS else value
 
 
 @rule("pad")
@@ -317,7 +364,7 @@ def _dot(analysis, eqn, values):
     if "contracted" in places:
         if len(wholes) == 2 and places[0] == places[1] and not analysis.apart:
             return SUM._replace(power=power)
-        return analysis.bad(eqn, f"mixes {analysis.entries}") if wholes else FREE
+        return analysis.bad(eqn, f"mixes {analysis.entries}") if wholes else FREE._replace(power=power)
     if len(wholes) == 2:
         return (
             wholes[0]._replace(axis=places[0], power=power)
@@ -354,18 +401,57 @@ def _gather(analysis, eqn, values):
 
 @rule("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter-min", "scatter-max")
 def _scatter(analysis, eqn, values):
-    of, numbers = values[0], eqn.params["dimension_numbers"]
-    if of.kind in HAS_AXIS and of.axis in numbers.scatter_dims_to_operand_dims:
+    (of, at, new), numbers, adds = values, eqn.params["dimension_numbers"], "add" in eqn.primitive.name
+    changed, batch = numbers.scatter_dims_to_operand_dims, numbers.operand_batching_dims
+    if of.kind in HAS_AXIS and of.axis in changed:
         return analysis.bad(eqn, f"changes single {analysis.entries}")
-    return UNKNOWN
+    if "sum" in (of.kind, new.kind):
+        if at.kind != "free" or (not adds and eqn.primitive.name != "scatter"):
+            return analysis.bad(eqn, "is not linear in a sum over time")
+        return analysis.added(zip([eqn.invars[0], eqn.invars[2]], [of, new], strict=True))
+    # Where the axes of what is put in lie in the whole: those of a window, those of a batch.
+    window, sizes = numbers.update_window_dims, shape_of(eqn.invars[2])
+    apart = [d for d in range(len(sizes)) if d not in window]
+    kept = [d for d in range(len(shape_of(eqn.invars[0]))) if d not in (*numbers.inserted_window_dims, *batch)]
+    to = dict(zip(window, kept, strict=True))
+    of_batch = dict(zip(numbers.scatter_indices_batching_dims, batch, strict=True))
+    to |= {apart[i]: d for i, d in of_batch.items()}
+    if at.kind in HAS_AXIS and at.axis in of_batch:
+        at = FREE if new.kind == "along" or of.kind == "along" else at.at(of_batch[at.axis])
+    if new.kind in HAS_AXIS and new.axis in to:
+        if shape_of(eqn.outvars[0])[to[new.axis]] != sizes[new.axis]:
+            return analysis.bad(eqn, f"changes single {analysis.entries}")
+        new = new.at(to[new.axis])
+    elif new.kind in HAS_AXIS or at.kind in HAS_AXIS:  # many steps into one place
+        if "along" not in (new.kind, at.kind):
+            return UNKNOWN
+        if not adds or of.kind != "free" or "place" in (new.kind, at.kind):
+            return analysis.bad(eqn, f"puts many {analysis.entries} into one place")
+        return analysis.added(zip([eqn.invars[0], eqn.invars[2]], [of, SUM._replace(power=new.power)], strict=True))
+    return analysis.combine(eqn, [of, at, new])
+
+
+@rule("cholesky", "lu", "qr", "geqrf", "eigh", "eig", "svd", "schur", "triangular_solve")
+def _matrices(analysis, eqn, values):
+    if any(value.kind == "sum" for value in values):
+        linear = eqn.primitive.name == "triangular_solve" and values[0].kind == "free"
+        return values[1] if linear else analysis.bad(eqn, "is not linear in a sum over time")
+    value = _joined(values)
+    return _unless(
+        analysis, eqn, value, [len(shape_of(eqn.invars[0])) - i for i in (1, 2)], f"mixes {analysis.entries}"
+    )
 
 
 @rule("dynamic_update_slice")
 def _update(analysis, eqn, values):
-    of, new = values[:2]
-    if of.kind in HAS_AXIS and shape_of(eqn.invars[1])[of.axis] != shape_of(eqn.invars[0])[of.axis]:
+    of, new, *starts = values
+    if any(start.kind != "free" for start in starts):
+        return UNKNOWN
+    sizes = zip(shape_of(eqn.invars[0]), shape_of(eqn.invars[1]), strict=True)
+    cut = [d for d, (old, part) in enumerate(sizes) if old != part]
+    if any(value.kind in HAS_AXIS and value.axis in cut for value in (of, new)):
         return analysis.bad(eqn, f"changes single {analysis.entries}")
-    return of if new.kind in ("free", of.kind) and of.kind != "free" else UNKNOWN
+    return analysis.combine(eqn, [of, new])
 
 
 @rule("conv_general_dilated")

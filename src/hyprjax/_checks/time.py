@@ -38,18 +38,19 @@ def check(
       twin: the same program for another number of steps.
 
     Returns:
-      Of a loss, whether it is a `"sum"` or a `"mean"` over time; None where that is not known.
+      Of a loss, whether it is a `"sum"` or a `"mean"` over time, `"neither"`, or `"unknown"`; None of one without time.
 
     Raises:
       ValueError: with the operation, its line, and what to do instead.
     """
     consts = len(program.jaxpr.constvars)
+    other, length = twin or (None, steps)
 
     def entering(i, v):
         if axes[i] is not None:
             return Value("along", axes[i])
-        if i < consts and steps in v.aval.shape:  # as long as a segment, by chance or made for it
-            return Value("place", v.aval.shape.index(steps))
+        if i < consts and (place := _made_for(v, other and other.jaxpr.constvars[i : i + 1], steps)) is not None:
+            return Value("place", place)
         return FREE._replace(fresh=not segments and i >= consts)
 
     start = [entering(i, v) for i, v in enumerate([*program.jaxpr.constvars, *program.jaxpr.invars])]
@@ -63,6 +64,9 @@ def check(
                 raise ValueError(_message(name, f"what enters {what}", value.reason))
             if value.kind == "sum":
                 reason = f"it holds a sum over the steps of a segment{analysis.place(eqn)}"
+                raise ValueError(_message(name, f"what enters {what}", reason))
+            if value.power not in (0, None):
+                reason = f"it depends on the number of steps of a segment{analysis.place(eqn)}"
                 raise ValueError(_message(name, f"what enters {what}", reason))
             if value.kind == "place" and time:
                 reason = f"it depends on the place of a step in its segment{analysis.place(eqn)}"
@@ -78,7 +82,6 @@ def check(
                     f"{analysis.place(eqn)}; give it as xs, of which the body takes one step at a time"
                 )
 
-    other, length = twin or (None, steps)
     analysis = Analysis("time steps", (steps, length), on_unroll=on_unroll)
     found = analysis.run(program.jaxpr, start, other and other.jaxpr)
     if results == "anything":
@@ -87,9 +90,11 @@ def check(
         loss = found[0]
         if loss.kind == "bad":
             raise ValueError(_message(name, "the loss", loss.reason))
-        if loss.kind != "sum" or loss.power is None or other is None:
+        if loss.kind not in ("sum", "unknown"):
             return None
-        return {0: "sum", -1: "mean"}.get(loss.power, "neither")
+        return (
+            "unknown" if loss.kind == "unknown" else {0: "sum", -1: "mean", None: "unknown"}.get(loss.power, "neither")
+        )
     for i, (value, axis) in enumerate(zip(found, results, strict=True)):
         if value.kind == "along" and value.axis != axis:
             raise ValueError(
@@ -98,9 +103,20 @@ def check(
             )
         if value.kind in ("bad", "sum"):
             raise ValueError(_message(name, "an output", value.reason or "is a sum over the steps of a segment"))
+        if value.power not in (0, None):
+            raise ValueError(_message(name, "an output", "depends on the number of steps of a segment"))
         if value.kind in HAS_AXIS and value.axis == axis and value.kind == "place":
             raise ValueError(_message(name, "an output", "depends on the place of a step in its segment"))
     return None
+
+
+def _made_for(v: Any, there: Any, steps: int) -> int | None:
+    """The axis of a constant that is as long as the segment: made for it, or, where there is no twin, by chance."""
+    shape = v.aval.shape
+    if there:
+        shapes = zip(shape, there[0].aval.shape, strict=False)
+        return next((d for d, (here, other) in enumerate(shapes) if here != other), None)
+    return shape.index(steps) if steps in shape else None
 
 
 def _message(name: str, what: str, reason: str) -> str:
