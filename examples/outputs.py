@@ -216,5 +216,6 @@ def _stream_figure(path: Path, losses_of: dict[str, np.ndarray], length: int, pe
     same = {"ylabel": "mean squared error", "yscale": "log"}
     axes[0].set(xlabel="step", title="error; gray lines: drifts", **same)
     axes[1].set(xlabel="steps after a drift", title="around a drift, mean of all", **same)
+    axes[1].set_visible(len(losses) > per_regime + after)  # a run too short has no drift
     axes[0].legend(ncols=3, fontsize=8)
     save(figure, path)
