@@ -380,7 +380,7 @@ def _in_parallel(body, start, layers, options):
     """Credit through the carry is cut: the body of all steps at once, each layer on what it recorded."""
     steps, fixed = len(body.xs[0]), stop_gradient(body._replace(jaxpr=None, carry=start))
     states = stop_gradient([layer._replace(traces=None) for layer in layers])
-    carry, after, _, (carries, recorded) = _s_stage(fixed._replace(jaxpr=body.jaxpr), fixed.carry, states, "past")
+    _, after, _, (carries, recorded) = _s_stage(fixed._replace(jaxpr=body.jaxpr), fixed.carry, states, "past")
 
     def over_time(eqn, operands):
         if not any(isinstance(x, OverTime) for x in operands):
