@@ -3,11 +3,13 @@
 import re
 
 import jax
+import jax.extend.core as jec
 import jax.numpy as jnp
 import optax
 import pytest
 
 import hyprjax as hj
+from benchmarks.rules import Case, checkpointed, exact, problem
 from hyprjax._recursion import chunks
 from hyprjax._sequence import bptt_length, default_length
 
@@ -145,6 +147,27 @@ def test_memory_of_bptt_is_that_of_carries_and_one_segment():
     for steps in (1_000, 16_000):
         bytes_of_bptt, outputs = bytes_of_model(hj.bptt, steps)
         assert bytes_of_bptt - 2 * outputs < 4 * bytes_of_model(lambda f: f, steps)[0] / steps**0.5
+
+
+@pytest.mark.parametrize("name", ["lif", "alif", "se_adlif", "brf"])
+def test_bptt_needs_the_memory_of_checkpointing_by_hand_and_no_outer_product_a_step(name):
+    case = Case(name, inputs=20, neurons=64, batch=8, steps=1000, classes=5)
+    params, xs, loss_fn = problem(case)
+    by_hand, by_bptt = checkpointed(loss_fn, bptt_length(case.steps)), exact(case)
+    memory = lambda f: jax.jit(f).lower(params, xs).compile().memory_analysis().temp_size_in_bytes  # noqa: E731
+    assert memory(by_bptt) < 1.1 * memory(by_hand)
+    products = lambda f: products_of_steps(jax.make_jaxpr(f)(params, xs).jaxpr, (64, 64))  # noqa: E731
+    assert (products(by_hand), products(by_bptt)) == (1, 0)
+
+
+def products_of_steps(jaxpr, shape, scans=0):
+    """How many matrix products of this shape the steps of its segments make."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        found += scans == 2 and eqn.primitive.name == "dot_general" and eqn.outvars[0].aval.shape == shape
+        inside = scans + (eqn.primitive.name == "scan")
+        found += sum(products_of_steps(inner, shape, inside) for inner in jec.jaxprs_in_params(eqn.params))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from jax.extend import source_info_util
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _segment, _sharding
+from hyprjax import _exact, _segment, _sharding
 from hyprjax._cell import Cell, Params
 from hyprjax._checks import arguments
 from hyprjax._checks.axis import scan_lengths
@@ -171,6 +171,9 @@ def _unroll_run(params, operands, entries, options):
         if options is None:
             outputs, state, output, _ = _segment.run(cell, layer, inputs, carry.state, carry.output, resets)
             return jax.tree.leaves(outputs), [Carry(state, output, None)], []
+        if options.exact:
+            outputs, carry = _exact.segment(cell, layer, inputs, carry, resets)
+            return jax.tree.leaves(outputs), [carry], []
         outputs, carry, token = _segment.segment(cell, options, layer, inputs, carry, resets)
         return jax.tree.leaves(outputs), [carry], [token]
 

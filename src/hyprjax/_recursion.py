@@ -2,7 +2,7 @@
 
 Both carry row vectors over the state from the end of the segment to its start:
 
-    learning signal   q_λ = 0,    q_{t-1} = J_tᵀ q_t + G_t ζ_t         (q_λ is given for exact gradients)
+    learning signal   q_λ = 0,    q_{t-1} = J_tᵀ q_t + G_t ζ_t
     propagation       R_λ = 1,    R_{t-1} = R_t J_t
 
 A row of `R` obeys the recursion of `q` without the signal ζ, so "pull a row back through a step" is all there is: one
@@ -52,12 +52,10 @@ class Rows(NamedTuple):
     Attributes:
       signal: of `q`.
       propagation: of `R`.
-      feedback: `[*batch, n]`, what the output before the segment owes through `w_rec`.
     """
 
     signal: Row
     propagation: list[Row]
-    feedback: Float[Array, "*batch n"]
 
 
 @jax.named_scope("recursion")
@@ -72,7 +70,6 @@ def pull_back(
     propagate: bool,
     chunks: int = 1,
     w_rec: Sequence[Float[Array, "n n"] | None] | None = None,
-    end: tuple[list[Array], Array] | None = None,
 ) -> Rows:
     """Both recursions, as one reversed `lax.scan` over `t / chunks` steps with the derivatives of `step` taken in it.
 
@@ -89,32 +86,28 @@ def pull_back(
       propagate: whether the rows of `R` are wanted.
       chunks: pulled back in parallel; a divisor of `t`, and 1 with `w_rec`.
       w_rec: given, of each port, the explicit recurrence inside the segment is kept: `ζ_{t-1} += δ_t W_recᵀ`.
-      end: the loss gradient of the last state, in the place of zeros for `q_λ`, and of the last output beside `ζ_λ`.
 
     Returns:
       The rows; `propagation` is empty without `propagate`.
     """
     fold = lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:])  # noqa: E731
     segment = jax.tree.map(fold, (state, current, reset, zeta))
-    rows, feedback = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec, end)
+    rows = _pull_chunks(step, neuron, segment, propagate or chunks > 1, w_rec)
     if chunks > 1:
         signal, *propagation = _join(rows[0], rows[1:], propagate, reset)
     else:
         signal, *propagation = [jax.tree.map(lambda a: a[0], row) for row in rows]
-    return Rows(signal, propagation, feedback[0])
+    return Rows(signal, propagation)
 
 
-def _pull_chunks(
-    step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Any, end: tuple[list[Array], Array] | None
-) -> tuple[list[Row], Array]:
+def _pull_chunks(step: Step, neuron: Any, segment: Any, propagate: bool, w_rec: Any) -> list[Row]:
     """The signal's row and, with `propagate`, the unit rows, through each chunk for itself: chunks lead every array."""
     state, current, reset, _ = segment
     tree, steps = jax.tree.structure(state), jax.tree.leaves(current)[0]
     zeros = _sharding.zeros_like(steps[:, 0])
     k = tree.num_leaves
-    q, of_output = ([zeros] * k, zeros) if end is None else jax.tree.map(partial(_in_the_last, zeros), end)
     before = None if reset is None else jax.vmap(before_a_reset)(reset)
-    starts = [q, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
+    starts = [[zeros] * k, *[_unit(zeros, c, k) for c in range(k if propagate else 0)]]
     rows = [jax.tree.unflatten(tree, row) for row in starts]
     of_neuron = [jax.tree.map(lambda p: _sharding.zeros_like(zeros, p.dtype), neuron) for _ in rows]
 
@@ -152,19 +145,11 @@ def _pull_chunks(
         return (rows, of_neuron, feedback), deltas
 
     times = jnp.arange(steps.shape[1])
-    (rows, of_neuron, feedback), deltas = jax.lax.scan(
-        pull, (rows, of_neuron, of_output), times, reverse=True, unroll=at_once()
-    )
-    pulled = [
+    (rows, of_neuron, _), deltas = jax.lax.scan(pull, (rows, of_neuron, zeros), times, reverse=True, unroll=at_once())
+    return [
         Row(jax.tree.leaves(row), [jnp.moveaxis(of_port, 1, 0) for of_port in delta], jax.tree.leaves(neuron))
         for row, neuron, delta in zip(rows, of_neuron, deltas, strict=True)
     ]
-    return pulled, feedback
-
-
-def _in_the_last(zeros: Array, x: Array) -> Array:
-    """Of all chunks: `x` in the last one."""
-    return x[None] if len(zeros) == 1 else jnp.concatenate([zeros[:-1], x[None]])
 
 
 def before_a_reset(reset: Bool[Array, "t *batch"]) -> Bool[Array, "t *batch"]:

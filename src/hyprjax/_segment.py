@@ -22,11 +22,6 @@ reads the incoming traces and returns the *outgoing traces in the place of their
 recursions share one pass over the segment, and the traces of a loss that is never differentiated
 are never computed. `_hypr` picks them up where `jax.vjp` puts them.
 
-Exact gradients need the same parts and no traces (`Options.exact`, for `_bptt`): `q_λ` starts from the cotangent of the
-last state, `ζ_λ` has that of the last output in it, the recurrence `ζ_{t-1} += δ_t W_recᵀ` is kept, and `q_0` and the
-cotangent of the output before the segment go to the segment before. One GEMM per segment gives `dW`, where a scan that
-JAX differentiates adds up an outer product at each step.
-
 A cell may have several currents, each with its own `p`, `W`, `B` and `δ` (`_ports`), and an output of several parts: ζ
 is a pytree then, and what `W_rec` carries back is what the cell says (`Cell.feedback`).
 """
@@ -78,7 +73,7 @@ class Options(NamedTuple):
       trace_rank: of the traces of the weights, see `_factored`; None for full ones.
       first: whether no segment came before, so that the traces are at rest and need no pass over them.
       last: whether no segment follows, so that nobody reads the traces it would leave.
-      exact: whether credit goes on into the segment before, as the cotangent of the carry, in the place of traces.
+      exact: whether credit goes on into the segment before in the place of traces, see `_exact`.
     """
 
     scan: str = "auto"
@@ -205,9 +200,18 @@ def feed(synapses: Sequence[Synapses]) -> list[Array]:
 
 
 def advance(
-    cell: Cell, params: Params, state: State, output: Array, currents: Sequence[Array], reset: Array | None
+    cell: Cell,
+    params: Params,
+    state: State,
+    output: Array,
+    currents: Sequence[Array],
+    reset: Array | None,
+    multiply: Callable[[Array, Any], Array] = jnp.matmul,
+    step: Callable[..., tuple[State, tuple[Output, Output]]] = step_with_reset,
 ) -> tuple[State, Array, Output, Past]:
     """One step from the last state and output, with these currents from inputs and bias.
+
+    `multiply` is how the last output goes through `w_rec`, and `step` how state and output become the next ones.
 
     Returns:
       The next state and output, what goes up, and what the step leaves behind.
@@ -215,9 +219,9 @@ def advance(
     if recurrent := params.get("w_rec") is not None:
         last = _sharding.gather(output if reset is None else _sharding.where(reset, 0, output))
         weights = [_ports.onto(port, params["w_rec"]) for port in _ports.names(cell)]
-        currents = [x if w is None else x + last @ w for x, w in zip(currents, weights, strict=True)]
+        currents = [x if w is None else x + multiply(last, w) for x, w in zip(currents, weights, strict=True)]
     current = _ports.join(cell, currents)
-    next_state, (up, back) = step_with_reset(cell, params["neuron"], state, current, reset)
+    next_state, (up, back) = step(cell, params["neuron"], state, current, reset)
     apart = recurrent and (cell.feedback or cell.sends)
     return next_state, output if back is None else back, up, Past(state, current, back if apart else None)
 
@@ -307,10 +311,38 @@ def _presynaptic(port: Synapses, last, one):
     return jnp.concatenate([*parts, filling], axis=-1)
 
 
-def _last_outputs(output, outputs, reset):
+def last_outputs(output: Array, outputs: Array, reset: Array | None) -> Array:
     """`z_{t-1}`."""
     last = jnp.concatenate([output[None], outputs[:-1]])
     return _sharding.gather(last if reset is None else _sharding.where(reset, 0, last))
+
+
+@jax.named_scope("weights")
+def of_synapses(
+    cell: Cell, params: Params, inputs: PyTree, last: Array | None, deltas: Sequence[Array]
+) -> tuple[Params, PyTree]:
+    """The gradients of weights and inputs from `z_{t-1}` and the `δ_t` of each port: one GEMM for each weight."""
+
+    def of_port(delta, port):
+        time_and_batch = tuple(range(delta.ndim - 1))
+        of_neurons = _sharding.over(delta, None, _sharding.spec(_any(params["w_in"]))[-1])
+
+        def gemm(p):
+            if _sharding.on_mesh(p) or len(p) <= SHORT:
+                return jnp.tensordot(p, delta, (time_and_batch, time_and_batch), out_sharding=of_neurons)
+            rows, columns = (x.reshape(-1, x.shape[-1]) for x in (p, delta))  # or XLA transposes `p` first
+            return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+
+        of_inputs = of_w_in = None
+        if port.w_in is not None:
+            like = _sharding.over(delta, *_sharding.spec(port.inputs))
+            of_inputs = jnp.matmul(delta, port.w_in.T, out_sharding=like)
+            of_w_in = gemm(_sharding.gather(port.inputs))
+        of_w_rec = None if port.w_rec is None else gemm(last)
+        return Synapses(of_inputs, of_w_in, of_w_rec, None if port.bias is None else delta.sum(time_and_batch))
+
+    by_port = list(map(of_port, deltas, _ports.split(cell, params, inputs)))
+    return _ports.of_params(cell, params, by_port), _ports.of_inputs(cell, inputs, by_port)
 
 
 def _split(dW, port: Synapses):
@@ -426,10 +458,10 @@ def _next_factors(p, R, currents, factors):
 @jax.named_scope("p_stage")
 def _p_stage(cell, options, residuals, cotangents):
     params, inputs, output, traces, reset, outputs, past = residuals
-    zeta, after, _ = cotangents
+    zeta, *_ = cotangents
     neuron, ports = params["neuron"], _ports.split(cell, params, inputs)
     recurrent = params.get("w_rec") is not None
-    explicit = (options.exact or options.recurrent_credit == "segment") and recurrent
+    explicit = options.recurrent_credit == "segment" and recurrent
     steps = _any(past.current)
     size = math.prod(steps.shape[1:])
 
@@ -437,46 +469,25 @@ def _p_stage(cell, options, residuals, cotangents):
         state, (up, back) = step_with_reset(cell, *args)
         return state, (up, back) if explicit else up
 
-    signal, propagation, feedback = _recursion.pull_back(
+    signal, propagation = _recursion.pull_back(
         step,
         neuron,
         past.state,
         past.current,
         reset,
         zeta,
-        propagate=not (options.last or options.exact),
+        propagate=not options.last,
         chunks=1 if explicit else _recursion.chunks(options.scan, options.chunk_length, len(steps), size),
         w_rec=[port.w_rec for port in ports] if explicit else None,
-        end=(jax.tree.leaves(after.state), after.output) if options.exact else None,
     )
 
-    last = _last_outputs(output, outputs if past.output is None else past.output, reset) if recurrent else None
-    time_and_batch = tuple(range(steps.ndim - 1))
-    of_neurons = _sharding.over(steps, None, _sharding.spec(_any(params["w_in"]))[-1])
-    d_neuron = [of.sum(time_and_batch[:-1]) for of in signal.neuron]
-
-    @jax.named_scope("weights")
-    def of_port(delta, port):
-        gemm = lambda p: jnp.tensordot(p, delta, (time_and_batch, time_and_batch), out_sharding=of_neurons)  # noqa: E731
-        of_inputs = of_w_in = None
-        if port.w_in is not None:
-            like = _sharding.over(steps, *_sharding.spec(port.inputs))
-            of_inputs = jnp.matmul(delta, port.w_in.T, out_sharding=like)
-            of_w_in = gemm(_sharding.gather(port.inputs))
-        of_w_rec = None if port.w_rec is None else gemm(last)
-        return Synapses(of_inputs, of_w_in, of_w_rec, None if port.bias is None else delta.sum(time_and_batch))
-
-    by_port = list(map(of_port, signal.current, ports))
-    d_inputs = _ports.of_inputs(cell, inputs, by_port)
-    d_params = _ports.of_params(cell, params, by_port)
+    last = last_outputs(output, outputs if past.output is None else past.output, reset) if recurrent else None
+    d_neuron = [of.sum(tuple(range(of.ndim - 1))) for of in signal.neuron]
+    d_params, d_inputs = of_synapses(cell, params, inputs, last, signal.current)
     d_params |= {"neuron": jax.tree.unflatten(jax.tree.structure(neuron), d_neuron)}
-    if not options.exact:
-        at_start = _forget(traces, None if reset is None else reset[0])
-        for part, of_part in _owed(cell, options, params, signal.state, at_start).items():
-            d_params[part] = jax.tree.map(lambda d, owed: (d + owed).astype(d.dtype), d_params[part], of_part)
-    if options.exact:
-        before = Carry(jax.tree.unflatten(jax.tree.structure(past.state), signal.state), feedback, None)
-        return d_params, d_inputs, before, None, None, None, None
+    at_start = _forget(traces, None if reset is None else reset[0])
+    for part, of_part in _owed(cell, options, params, signal.state, at_start).items():
+        d_params[part] = jax.tree.map(lambda d, owed: (d + owed).astype(d.dtype), d_params[part], of_part)
     next_traces = None
     if not options.last:
         kept = _forget(traces, None if reset is None else reset.any(0))
