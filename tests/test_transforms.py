@@ -342,10 +342,28 @@ def test_traces_of_float64_are_not_taken_for_the_default():
         assert {trace.dtype.name for trace in carry[0].traces.synapses} == {dtype}
 
 
-def test_strict_promotion_of_dtypes():
-    layer = hj.init_layer(jax.random.key(0), hj.brf(), 3, 4, recurrent=True, dtype=jnp.float32)
-    xs, model = jnp.ones((8, 2, 3), jnp.float32), lambda p, xs: hj.unroll(hj.brf(), p, xs)
-    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(False):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_strict_promotion_of_dtypes(dtype):
+    layer = hj.init_layer(jax.random.key(0), hj.brf(), 3, 4, recurrent=True, dtype=dtype)
+    xs, model = jnp.ones((8, 2, 3), dtype), lambda p, xs: hj.unroll(hj.brf(), p, xs)
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(dtype == "float64"):
         for wrapped in (hj.hypr(model, segment_length=4), hj.bptt(model, segment_length=4)):
             chex.assert_tree_all_finite(jax.grad(lambda p, f=wrapped: f(p, xs).mean())(layer))
         chex.assert_tree_all_finite(hj.hypr_grad(lambda p, xs: model(p, xs).mean(), segment_length=4)(layer, xs))
+
+
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+def test_an_empty_batch(wrap, problem):
+    params, xs, _ = problem
+    nobody = jax.tree.map(lambda x: x[:, :0], xs)
+    wrapped = wrap(outputs, segment_length=4)
+    chex.assert_trees_all_equal(wrapped(params, nobody), outputs(params, nobody))
+    grads = by_wrapping(wrapped)(params, nobody)
+    chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, params))
+
+
+@pytest.mark.parametrize("wrap", [hj.hypr, hj.bptt])
+def test_forward_mode_is_refused(wrap, problem):
+    params, xs, _ = problem
+    with pytest.raises(TypeError, match=f"{wrap.__name__}: reverse mode only .* model without the transform"):
+        jax.jvp(lambda p: wrap(outputs)(p, xs), (params,), (params,))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
@@ -67,7 +68,8 @@ def present(values: Sequence[Any], cotangents: Sequence[Array | None]) -> list[A
 
 def zeros(wanted: Wanted, operands: Sequence[Array]) -> list[Array]:
     """Where sums over segments start, of float32 at least."""
-    return [_sharding.zeros_like(operands[i], jnp.promote_types(operands[i].dtype, jnp.float32)) for i in wanted.whole]
+    wide = lambda x: np.promote_types(x.dtype, np.float32)  # noqa: E731  # allowed under JAX's strict promotion, too
+    return [_sharding.zeros_like(operands[i], wide(operands[i])) for i in wanted.whole]
 
 
 def pull_back(

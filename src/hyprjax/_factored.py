@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from hyprjax import _sharding
@@ -38,7 +39,7 @@ def compress(A: Float[Array, "*batch s P"], C: Float[Array, "*batch s n"], rank:
     of_groups = jnp.arange(A.shape[-2]) % rank == jnp.arange(rank)[:, None]
     rows = _product("rs,...sp->...rp", of_groups.astype(A.dtype), A)
     post = _times(rows, A, C)
-    wide = _times(post, C, A).astype(jnp.promote_types(A.dtype, jnp.float32))
+    wide = _times(post, C, A).astype(np.promote_types(A.dtype, np.float32))
     pre = jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(wide, -1, -2)).Q, -1, -2).astype(A.dtype)
     return Factors(pre, _times(pre, A, C))
 

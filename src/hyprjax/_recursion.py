@@ -185,7 +185,7 @@ def _join(signal: Row, units: list[Row], propagate: bool, reset: Bool[Array, "t 
             )
         at_start = [x[0] for x in start]
         if not own and reset is not None:
-            in_chunks = lambda mask: mask.reshape(len(zeros), -1, *mask.shape[1:])  # noqa: E731
+            in_chunks = lambda mask: mask.reshape(len(zeros), len(mask) // len(zeros), *mask.shape[1:])  # noqa: E731
             clear = lambda mask, arrays: [_sharding.where(mask, 0, x) for x in arrays]  # noqa: E731
             current = clear(in_chunks(before_a_reset(reset)), current)
             neuron = clear(before_a_reset(in_chunks(reset).any(1)), neuron)

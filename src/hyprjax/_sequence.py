@@ -212,7 +212,16 @@ def wrap(
     def wrapped(params: PyTree, xs: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         of = call(fn, options["time_axis"], params, xs, args, kwargs)
         plan, axes, operands = model(name, of, length or default_length(of.steps), **options)
-        return jax.tree.unflatten(plan.program.tree, run(plan, axes, *operands))
+        try:
+            results = run(plan, axes, *operands)
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise TypeError(
+                f"{name}: reverse mode only (jax.grad, jax.vjp, jax.jacrev); for jax.jvp, jax.jacfwd and jax.linearize "
+                "differentiate the model without the transform"
+            ) from error
+        return jax.tree.unflatten(plan.program.tree, results)
 
     return wrapped
 
@@ -247,8 +256,7 @@ def join(full: Array | None, rest: Array | None, axis: int) -> Array:
     """The whole sequence from the stacked pieces of the full segments and that of the last one."""
     pieces = [] if rest is None else [rest]
     if full is not None:
-        full = jnp.moveaxis(full, 0, axis)
-        pieces.insert(0, full.reshape(*full.shape[:axis], -1, *full.shape[axis + 2 :]))
+        pieces.insert(0, jax.lax.collapse(jnp.moveaxis(full, 0, axis), axis, axis + 2))
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
 
 
