@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from hyprjax import _segment
 from hyprjax._cell import Cell, Params, is_cell
-from hyprjax._checks import arguments
+from hyprjax._checks.layer import checked_layer
 from hyprjax._stream import unroll
 
 OCTAVES = np.arange(-20.0, 21.0, 2.0)  # log2 of the gains that are tried first
@@ -61,7 +61,7 @@ def calibrate(
         raise ValueError(f"calibrate: {cell.name} sends no spikes, so it has no firing rate; leave it as it is")
     if not isinstance(rate, Tracer) and not (np.ndim(rate) == 0 and 0 < rate < 1):
         raise ValueError(f"calibrate: rate must be a number in (0, 1), spikes per neuron and step, got {rate!r}")
-    _, signal, _ = arguments.layer(cell, layer, inputs, None)
+    _, signal, _ = checked_layer(cell, layer, inputs, None)
     if _segment.structure(cell, layer, signal).num_nodes != 1:
         raise ValueError(
             f"calibrate: the output of {cell.name} has several parts; calibrate the layer with the cell that sends "

@@ -8,7 +8,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from hyprjax._cell import Cell
-from hyprjax._checks.arguments import neuron_names
+from hyprjax._checks.layer import neuron_names
 
 
 def project(cells: Cell | PyTree[Cell], params: PyTree) -> PyTree:

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from hyprjax import _ports, _program, _recursion, _segment, _sharding
 from hyprjax._cell import Cell, Params
 from hyprjax._checks import arguments
+from hyprjax._checks.layer import checked_layer
 from hyprjax._program import Evaluation, Operation, bind, interpret
 from hyprjax._segment import Carry, Past
 
@@ -88,7 +89,7 @@ def step(
     batch_shape = jnp.shape(jax.tree.leaves(inputs)[0])[:-1]
     if reset is not None and jnp.shape(reset) != batch_shape:
         raise ValueError(f"step: reset has shape {jnp.shape(reset)}, but it must be [*batch] = {batch_shape}")
-    checked = arguments.layer(cell, params, one(inputs), one(reset), in_transform=True)
+    checked = checked_layer(cell, params, one(inputs), one(reset), in_transform=True)
     params, inputs, reset = checked[0], *(jax.tree.map(lambda leaf: leaf[0], x) for x in checked[1:])
     operands, tree = jax.tree.flatten((params, inputs, reset))
     outputs = step_p.bind(*operands, cell=cell, tree=tree, ensemble=())

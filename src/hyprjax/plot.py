@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from hyprjax import _ports, _segment
 from hyprjax._cell import Cell, Params
-from hyprjax._checks import arguments
+from hyprjax._checks.layer import checked_layer
 from hyprjax._hypr import hypr_stream
 from hyprjax._stream import unroll
 
@@ -96,7 +96,7 @@ def membrane(
       ['u, neuron 0', 'u, neuron 1']
     """
     ax, label = _axes(ax), _time("membrane", dt)
-    params, signal, _ = arguments.layer(cell, params, _matrix("membrane", "inputs", inputs, "t, n_in"), None)
+    params, signal, _ = checked_layer(cell, params, _matrix("membrane", "inputs", inputs, "t, n_in"), None)
     n = jax.tree.leaves(params["w_in"])[0].shape[1]
     indices = [_neuron("membrane", neuron, n) for neuron in np.atleast_1d(neurons)]
     rest = _segment.rest(cell, params, signal, None)
@@ -169,7 +169,7 @@ def eligibility(
       (40, 100)
     """
     ax, label = _axes(ax), _time("eligibility", dt)
-    params, signal, _ = arguments.layer(cell, params, _matrix("eligibility", "inputs", inputs, "t, n_in"), None)
+    params, signal, _ = checked_layer(cell, params, _matrix("eligibility", "inputs", inputs, "t, n_in"), None)
     neuron = _neuron("eligibility", neuron, jax.tree.leaves(params["w_in"])[0].shape[1])
     if port not in _ports.names(cell):
         raise ValueError(f"eligibility: port must be one of the cell's, {', '.join(cell.ports) or None}, got {port!r}")

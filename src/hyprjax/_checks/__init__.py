@@ -2,7 +2,8 @@
 
 Nothing here takes part in the algorithm:
 
-    arguments   the arguments of public functions
+    arguments   the arguments of transforms
+    layer       those of `unroll` and `step`: a layer and its cell
     axis        a jaxpr followed along one axis of its operands: an abstract interpretation
     axis_rules  what each primitive of JAX makes of the axis
     time        what a program does along time, by `axis`

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from hyprjax import _ports
 from hyprjax._cell import Cell, Current, NeuronParams, Output, State, init_layer
 from hyprjax._checks import arguments
+from hyprjax._checks.layer import checked_layer
 from hyprjax._checks.model import table
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # standard deviations of the currents: some neurons fire at 0.1, some at 100
@@ -171,7 +172,7 @@ def _subject(cell: Cell, n: int, steps: int, key: PRNGKeyArray) -> Subject:
 def _accepted(cell, n, dtype, key):
     try:
         layer = init_layer(key, cell, 3, n, dtype=dtype)
-        arguments.layer(cell, layer, jnp.zeros((1, len(STRENGTHS), 3), dtype), None)
+        checked_layer(cell, layer, jnp.zeros((1, len(STRENGTHS), 3), dtype), None)
     except (TypeError, ValueError) as error:
         return None if dtype == jnp.bfloat16 else False, str(error).splitlines()[0]
     return True, "shapes, dtypes and structure of the state are kept"
