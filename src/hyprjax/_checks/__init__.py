@@ -7,7 +7,8 @@ Nothing here takes part in the algorithm:
     axis        a jaxpr followed along one axis of its operands: an abstract interpretation
     axis_rules  what each primitive of JAX makes of the axis
     time        what a program does along time, by `axis`
-    model       `hyprjax.check`
+    model       `hyprjax.check`: what is run and measured
+    report      what it reports and advises
     cell        `hyprjax.check_cell`
 """
 

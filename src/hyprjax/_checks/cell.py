@@ -21,7 +21,7 @@ from hyprjax import _ports
 from hyprjax._cell import Cell, Current, NeuronParams, Output, State, init_layer
 from hyprjax._checks import arguments
 from hyprjax._checks.layer import checked_layer
-from hyprjax._checks.model import table
+from hyprjax._checks.report import table
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # standard deviations of the currents: some neurons fire at 0.1, some at 100
 SHORT = 50  # steps, where every neuron is perturbed on its own
