@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _program, _sequence, _sharding
+from hyprjax import _program, _sequence, _sharding, _unroll
 from hyprjax._cell import Cell, Params
 from hyprjax._checks import arguments
 from hyprjax._checks.layer import checked_layer
@@ -65,7 +65,7 @@ def unroll(
       >>> hj.unroll(cell, params, spikes).shape
       (100, 8, 20)
     """
-    return _program.unroll(cell, *checked_layer(cell, params, inputs, resets, in_transform=_program.tracing()))
+    return _unroll.unroll(cell, *checked_layer(cell, params, inputs, resets, in_transform=_program.tracing()))
 
 
 class Stream(NamedTuple):

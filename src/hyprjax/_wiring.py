@@ -29,7 +29,7 @@ from jax.lax import stop_gradient
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Bool, Float, PyTree
 
-from hyprjax import _ports, _program, _recursion, _segment, _sharding
+from hyprjax import _ports, _program, _recursion, _segment, _sharding, _unroll
 from hyprjax._cell import Cell, Params
 from hyprjax._checks import arguments
 from hyprjax._checks.layer import checked_layer
@@ -105,7 +105,7 @@ def _first(cell, params, inputs, reset):
 
 @step_p.def_abstract_eval
 def _step_types(*operands, **params):
-    return jax.make_jaxpr(partial(_program.for_ensemble, _first, params))(operands).out_avals
+    return jax.make_jaxpr(partial(_unroll.for_ensemble, _first, params))(operands).out_avals
 
 
 def _no_entry(*_):
@@ -115,7 +115,7 @@ def _no_entry(*_):
 _program.operation(
     step_p,
     Operation(lambda params: (), lambda params: 1, _no_entry, _no_entry),
-    partial(_program.batch_of_layer, step_p, 0),
+    partial(_unroll.batch_of_layer, step_p, 0),
 )
 
 
@@ -284,8 +284,8 @@ def _s_stage(body: Body, start: Sequence[Array], layers: Sequence[Carry], keep: 
         return jax.tree.leaves(up), Carry(state, output, None), past
 
     def operation(eqn, operands, entering):
-        outputs, layer, past = _program.for_ensemble(one, eqn.params, operands, *entering)
-        signals = [operands[i] for i in _program.layer_signals(eqn.params)] if keep == "signals" else None
+        outputs, layer, past = _unroll.for_ensemble(one, eqn.params, operands, *entering)
+        signals = [operands[i] for i in _unroll.layer_signals(eqn.params)] if keep == "signals" else None
         recorded = Recorded(outputs, past, signals)
         return outputs, [(layer, recorded if keep != "nothing" else None)]
 
@@ -325,7 +325,7 @@ def _for_known(visit: Callable[[Any, list[Any]], Any], body: Body) -> list[Any]:
     """`visit(parameters of the equation, operands)` of every layer; of operands that depend on the step, the types."""
 
     def operation(eqn, operands, entering):
-        of_params = operands[: -len(_program.layer_signals(eqn.params))]
+        of_params = operands[: -len(_unroll.layer_signals(eqn.params))]
         if any(isinstance(x, _Later) for x in of_params):
             raise ValueError(
                 "step: the parameters of a layer in the body of hyprjax.scan depend on its carry or on xs "
@@ -349,7 +349,7 @@ def _layers_at_rest(body: Body, options: Any) -> list[Carry]:
     def rest(cell, params, inputs, reset):
         return _segment.rest(cell, params, jax.tree.map(lambda x: x[None], inputs), options)
 
-    return _for_known(lambda params, operands: _program.for_ensemble(rest, params, _zeros(operands)), body)
+    return _for_known(lambda params, operands: _unroll.for_ensemble(rest, params, _zeros(operands)), body)
 
 
 def _zeros(operands: Sequence[Any]) -> list[Array]:
@@ -391,7 +391,7 @@ def _in_parallel(body, start, layers, options):
         return [OverTime(x) for x in outs]
 
     def operation(eqn, operands, entering):
-        of_params = len(operands) - len(_program.layer_signals(eqn.params))
+        of_params = len(operands) - len(_unroll.layer_signals(eqn.params))
         signals = [_all_steps(x, steps) for x in operands[of_params:]]
         layer, after, recorded = entering[0]
         outputs, left = _replay(eqn.params, [*operands[:of_params], *signals], layer, after, recorded, options)
@@ -411,11 +411,11 @@ def _along_the_scan(body, start, layers, options):
         return layer._replace(state=_segment.attach(cell, options, params, layer.state, layer.traces))
 
     def entering(params, operands):
-        return params, _zeros(operands), operands[: -len(_program.layer_signals(params))]
+        return params, _zeros(operands), operands[: -len(_unroll.layer_signals(params))]
 
     known = _for_known(entering, body)
     attached = [
-        _program.for_ensemble(attach, params, operands, layer)
+        _unroll.for_ensemble(attach, params, operands, layer)
         for (params, operands, _), layer in zip(known, layers, strict=True)
     ]
     carry, after, ys, (_, recorded) = _s_stage(body, start, attached, "signals")
@@ -439,11 +439,11 @@ def _replay(params, operands, layer, after, recorded, options):
         outputs, after, token = replayed
         return jax.tree.leaves(outputs), (after, token)
 
-    levels, signals = params["ensemble"], _program.layer_signals(params)
+    levels, signals = params["ensemble"], _unroll.layer_signals(params)
     behind = lambda x, axes: jnp.moveaxis(x, 0, axes)  # noqa: E731
     operands = [behind(x, sum(level[i] for level in levels)) if i in signals else x for i, x in enumerate(operands)]
     outputs, past = jax.tree.map(lambda x: behind(x, len(levels)), (recorded.outputs, recorded.past))
-    outputs, left = _program.for_ensemble(one, params, operands, layer, after, outputs, past)
+    outputs, left = _unroll.for_ensemble(one, params, operands, layer, after, outputs, past)
     return [jnp.moveaxis(x, len(levels), 0) for x in outputs], left
 
 
@@ -452,7 +452,7 @@ def _array(x: Any) -> Array:
 
 
 def _all_steps(x: Any, steps: int) -> Array:
-    return x.array if isinstance(x, OverTime) else _program.in_batch(x, None, 0, steps)
+    return x.array if isinstance(x, OverTime) else _unroll.in_batch(x, None, 0, steps)
 
 
 # --- vmap -----------------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ def _batch_of_scan(operands, dims, *, body, consts, carried):
         x if d is None else jnp.moveaxis(x, d, move(i)) for i, (x, d) in enumerate(zip(operands, dims, strict=True))
     ]
     of_carry = [
-        _program.in_batch(x, None if d is None else 0, 0, size)
+        _unroll.in_batch(x, None if d is None else 0, 0, size)
         for x, d in zip(moved[consts:first_x], dims[consts:first_x], strict=True)
     ]
     moved[consts:first_x] = of_carry

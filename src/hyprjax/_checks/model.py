@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from hyprjax import _hypr, _ports, _program, _segment, _sequence
+from hyprjax import _hypr, _ports, _program, _segment, _sequence, _unroll
 from hyprjax._cell import emit
 from hyprjax._checks import arguments
 from hyprjax._checks.report import CREDITS, FIRING, Layer, Report, advise
@@ -249,7 +249,7 @@ def _observe(program: Program, operands: Sequence[Array]) -> tuple[list[Array], 
 
     def visit(name, params, operands, entering):
         if name == "unroll":
-            return _program.for_ensemble(one, params, operands)
+            return _unroll.for_ensemble(one, params, operands)
         made = _program.OPERATIONS[name]
         return made.run(params, operands, made.rest(params, operands, None)[1], None)[0], []
 
