@@ -45,7 +45,9 @@ from hyprjax._factored import Factors
 from hyprjax._ports import Synapses
 from hyprjax._recursion import dot
 
-SHORT, MANY = 16, 8  # at most so many steps, for at least so many batch elements: outer products instead of GEMMs
+# At most so many steps are short: for at least so many batch elements the traces add up outer products instead of GEMMs
+# on a CPU, and the GEMM of a weight is the faster one with a transpose.
+SHORT, MANY = 16, 8
 
 
 class Traces(NamedTuple):

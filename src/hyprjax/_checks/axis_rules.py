@@ -254,8 +254,8 @@ def _sort(analysis, eqn, values):
 
 @rule("top_k", "approx_top_k")
 def _top_k(analysis, eqn, values):
-    value, last = values[0], len(shape_of(eqn.invars[0])) - 1
-    return FREE if value == Value("place", last) else _unless(analysis, eqn, value, [last], f"along {analysis.entries}")
+    last = len(shape_of(eqn.invars[0])) - 1
+    return _unless(analysis, eqn, values[0], [last], f"along {analysis.entries}", kept=False)
 
 
 @rule("fft")
@@ -266,13 +266,17 @@ def _fft(analysis, eqn, values):
     )
 
 
-def _unless(analysis: Analysis, eqn: jec.JaxprEqn, value: Value, axes: Sequence[int], why: str) -> Value:
-    """The value, which stays where it is, unless the axis is one of these."""
+def _unless(
+    analysis: Analysis, eqn: jec.JaxprEqn, value: Value, axes: Sequence[int], why: str, *, kept: bool = True
+) -> Value:
+    """The value, which stays where it is, unless the axis is one of these; `kept` tells whether these stay whole."""
     if value.kind == "sum":
         return analysis.bad(eqn, "is not linear in a sum over time")
     if value.kind not in HAS_AXIS or value.axis not in axes:
         return value
-    return analysis.bad(eqn, why) if value.kind == "along" else value
+    if value.kind == "along":
+        return analysis.bad(eqn, why)
+    return FREE if not kept and value == Value("place", value.axis) else value
 
 
 # --- parts and wholes -----------------------------------------------------------------------------
@@ -309,12 +313,7 @@ def _dynamic_slice(analysis, eqn, values):
 
 @rule("split")
 def _split(analysis, eqn, values):
-    value, axis = values[0], eqn.params["axis"]
-    return (
-        FREE
-        if value == Value("place", axis)
-        else _unless(analysis, eqn, value, [axis], f"cuts {analysis.entries} apart")
-    )
+    return _unless(analysis, eqn, values[0], [eqn.params["axis"]], f"cuts {analysis.entries} apart", kept=False)
 
 
 @rule("concatenate")
