@@ -150,14 +150,6 @@ def test_a_model_on_a_loss_that_does_not_depend_on_it(wrap):
     assert (grads[0]["w_in"] == 0).all()
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-def test_forward_mode_is_refused_by_jax(wrap):
-    cells, params, xs = problem(("custom",))
-    model = WRAPS[wrap](make_model(cells))
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda p: model(p, xs), (params,), (params,))
-
-
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit])
 def test_second_derivatives_are_refused(jit):
     """They would be another function's: nothing but the cotangents goes through a gradient."""

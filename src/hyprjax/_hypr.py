@@ -85,15 +85,14 @@ def hypr(
 
     Returns:
       A function with the arguments and the value of `fn`. Its derivative with respect to `params`, `args` and `xs`,
-      and to what `fn` closes over, is HYPR's. Reverse mode only: `jax.jvp` is refused by JAX. Integer and bool arrays
-      have no gradient.
+      and to what `fn` closes over, is HYPR's. Integer and bool arrays have no gradient.
 
     Raises:
       ValueError: an unknown option; when called, an output without the time axis, `xs` that are empty or differ in
         length, an `unroll` over other steps than those of its segment or where it cannot be given a carry
         (`jax.lax.cond`, `jax.lax.while_loop`, `jax.custom_vjp`, `jax.shard_map`), an `init` of `scan` that depends on
         `params`.
-      TypeError: a segment length or time axis that is not an int; a second derivative.
+      TypeError: a segment length or time axis that is not an int; a second derivative; forward mode (`jax.jvp`).
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, hyprjax as hj
