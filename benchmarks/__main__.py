@@ -7,12 +7,13 @@
 Times are medians over several rounds, each of which runs every rule once; compile times and compiled
 temporary memory are those of the whole gradient. "/best" is relative to the faster of plain and checkpointed BPTT. The
 rules that begin with "online" update the parameters with Adam after every segment. Ratios matter, milliseconds are the
-machine's.
+machine's. `NPROC=1` in front keeps XLA on one thread.
 """
 
 import argparse
 import gc
 import json
+import os
 import platform
 import shlex
 import sys
@@ -139,6 +140,8 @@ def machine():
 def main(arguments=None):
     options = parse_arguments(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    if threads := os.environ.get("NPROC"):
+        command = f"NPROC={threads} {command}"
     path = options.out / "benchmarks.json"
     rows = json.loads(path.read_text())["rows"] if options.append and path.exists() else []
     for case in cases(options):
